@@ -1,0 +1,1 @@
+"""The RPC side of the control plane."""

@@ -1,0 +1,13 @@
+"""The vocabulary of all parts: no I/O, and nothing else of ours is imported here.
+
+`ids`        UUIDv7 as text
+`secret`     `Secret`, which prints as ***, and `mask`
+`records`    what a journal frame carries: `InterceptionStart`, `InterceptionEnd`, `WorkerGone`
+`providers`  provider types, settings, `ProviderSpec`
+`identity`   who a token is, or why it is refused
+`messages`   what workers, link and supervisor say to each other
+`settings`   the settings each process gets, already checked
+`journal`    the frame format of a journal segment
+`metrics`    counters behind pre-resolved handles, and how they are sent on
+`agents`     which client sent a request, and in which session
+"""

@@ -1,0 +1,63 @@
+"""UUIDv7 (RFC 9562 §5.7) as canonical text.
+
+Rows are partitioned by these ids, so the leading 48 bits are Unix milliseconds. Within a process ids only grow:
+the 12 bits behind the milliseconds count ids of one millisecond, the remaining 62 are random.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+_RANDOM_POOL = 4096
+
+
+class IdSource:
+    """Makes ids for one thread. `clock` gives Unix nanoseconds, `entropy(n)` gives n random bytes."""
+
+    __slots__ = ("_clock", "_count", "_entropy", "_last_ms", "_pool", "_pos")
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom) -> None:
+        self._clock = clock
+        self._entropy = entropy
+        self._last_ms = 0
+        self._count = 0
+        self._pool = ""
+        self._pos = 0
+
+    def __call__(self) -> str:
+        ms = self._clock() // 1_000_000
+        if ms > self._last_ms:
+            self._last_ms = ms
+            self._count = 0
+        else:
+            # same millisecond, or the clock stepped back: stay monotonic
+            self._count += 1
+            if self._count > 0xFFF:
+                self._last_ms += 1
+                self._count = 0
+            ms = self._last_ms
+        pos = self._pos
+        pool = self._pool
+        if pos + 16 > len(pool):
+            pool = self._pool = self._entropy(_RANDOM_POOL).hex()
+            pos = 0
+        self._pos = pos + 16
+        tail = pool[pos : pos + 16]
+        head = f"{ms:012x}"
+        variant = "89ab"[int(tail[0], 16) & 3]
+        return f"{head[:8]}-{head[8:]}-7{self._count:03x}-{variant}{tail[1:4]}-{tail[4:]}"[:36]
+
+
+new_id = IdSource()
+"""The ids of this process. After a fork take a new `IdSource`; we spawn, so this one is enough."""
+
+
+def id_time_ms(text: str) -> int:
+    """Unix milliseconds in a UUIDv7."""
+    return int(text[:8] + text[9:13], 16)
+
+
+def first_id_at(unix_ms: int) -> str:
+    """The smallest UUIDv7 of a millisecond: a partition bound."""
+    head = f"{unix_ms:012x}"
+    return f"{head[:8]}-{head[8:]}-7000-8000-000000000000"

@@ -1,0 +1,121 @@
+"""What each process is told at its start: checked already, data only.
+
+`ostiary.config` makes these from flags, environment and file; the documentation of each setting stands there.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from .secret import Secret
+
+
+class TLSFiles(Struct, frozen=True):
+    """PEM files of a listener; re-read when they change."""
+
+    cert_file: str
+    key_file: str
+
+
+class LogSettings(Struct, frozen=True):
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class GatewaySettings(Struct, frozen=True):
+    """A gateway worker."""
+
+    journal_dir: str
+    """`<data-dir>/journal`; each start makes its own directory below."""
+    mode: Literal["embedded", "standalone"] = "embedded"
+    control_url: str = ""
+    """Embedded: the control plane's loopback address that the front door relays to, http://127.0.0.1:PORT."""
+    front_door_secret: Secret = Secret("")
+    """Embedded: the per-start secret by which the control plane believes our X-Forwarded-* headers."""
+    tls: TLSFiles | None = None
+    log: LogSettings = LogSettings()
+    journal_sync: Literal["interval", "always"] = "interval"
+    journal_full: Literal["refuse", "shed-content"] = "refuse"
+    journal_max_bytes: int = 4 * 1024**3
+    journal_segment_bytes: int = 64 * 1024**2
+    record_content: Literal["none", "prompts", "full"] = "prompts"
+    allow_byok: bool = True
+    body_max_bytes: int = 32 * 1024**2
+    body_memory_max: int = 512 * 1024**2
+    auth_grace: float = 3600.0
+    """Seconds since the last answer of the control plane for which a known token is still served."""
+    connect_timeout: float = 10.0
+    head_timeout: float = 600.0
+    """Until the upstream's response head."""
+    idle_timeout: float = 300.0
+    """Between two reads of a response's body."""
+    client_head_timeout: float = 10.0
+    client_keepalive_timeout: float = 75.0
+    client_body_timeout: float = 30.0
+    """Silence while a request body is read."""
+    drain_timeout: float = 300.0
+    max_retries: int = 1
+    ca_file: str = ""
+    """CA bundle for upstreams in place of the system's."""
+    https_proxy: str = ""
+    no_proxy: str = ""
+    egress_allow: tuple[str, ...] = ()
+    """Addresses or networks that are refused by default (link-local, cloud metadata) and allowed here."""
+    keepalive_pool: int = 512
+    """Idle upstream connections kept per origin."""
+
+
+class LinkSettings(Struct, frozen=True):
+    """The machine's connection to the control plane."""
+
+    control_url: str
+    gateway_key: Secret
+    """Embedded: a per-start secret that only this machine's control plane takes."""
+    journal_dir: str
+    data_dir: str
+    metrics_enabled: bool = True
+    log: LogSettings = LogSettings()
+    poll_interval: float = 2.0
+    auth_ttl: float = 5.0
+    auth_grace: float = 3600.0
+    drain_timeout: float = 60.0
+    """How long a graceful stop tries to ship what is left."""
+
+
+class DemoProvider(Struct, frozen=True):
+    """A provider that `--demo` seeds beside those of the environment."""
+
+    name: str
+    type: str
+    base_url: str
+    key: Secret
+
+
+class ControlSettings(Struct, frozen=True):
+    """The control plane."""
+
+    database_url: Secret
+    """SQLAlchemy URL with the asyncpg driver; of the embedded server a unix socket."""
+    data_dir: str
+    gateway_key: Secret
+    """The embedded link's per-start key."""
+    front_door_secret: Secret
+    public_url: str
+    embedded_database: bool = True
+    database_listen_url: Secret = Secret("")
+    encryption_keys: tuple[Secret, ...] = ()
+    """Base64 of 32 bytes each, the first one encrypts. Empty only with the embedded database (key file)."""
+    bootstrap_token: Secret = Secret("")
+    seed_environment: dict[str, Secret] = {}
+    """The provider variables of the environment, by full name, as found (reference C.6)."""
+    demo_providers: tuple[DemoProvider, ...] = ()
+    on_drift: Literal["fail", "warn"] = "fail"
+    allow_byok: bool = True
+    log: LogSettings = LogSettings()
+    structured_logging: bool = False
+
+
+class FakeSettings(Struct, frozen=True):
+    """The fake provider."""
+
+    log: LogSettings = LogSettings()

@@ -1,0 +1,1 @@
+"""A fake provider for the demo, tests, benchmarks and doctor."""

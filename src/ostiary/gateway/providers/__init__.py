@@ -1,0 +1,1 @@
+"""Routes, authorisation and edits of each kind of provider."""

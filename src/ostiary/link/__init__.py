@@ -1,0 +1,1 @@
+"""The connection of a machine to its control plane."""

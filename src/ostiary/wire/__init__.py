@@ -1,0 +1,1 @@
+"""Sans-I/O readers of what providers speak: bytes in, facts out."""
