@@ -2,8 +2,8 @@
 
 Rules
 - Recorded data is partitioned by UUIDv7: `interceptions` by its id, the children by `interception_id`, weekly bounds
-  and a default partition for skewed clocks. There are no foreign keys between recorded tables, and none from them to users:
-  retention drops partitions, and a person's records outlive the person.
+  and a default partition for skewed clocks. There are no foreign keys between recorded tables, and none from them to
+  users: retention drops partitions, and a person's records outlive the person.
 - Secrets are stored only as vault ciphertext (`bytea`, the vault key's id beside it) or as SHA-256.
 - Time is `timestamptz` in UTC, money integer micro-dollars, tokens `bigint`.
 """
