@@ -1,0 +1,104 @@
+"""REST errors: one shape, `{"message", "detail", "validations": [{"field", "detail"}]}`.
+
+`message` says what is wrong, `detail` why and what to do about it. Neither ever quotes a secret, a statement or a row.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ostiary.control.database import DATABASE_ERRORS, cause
+
+log = structlog.get_logger(__name__)
+
+_RETRY_AFTER_SECONDS: Final = "2"
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
+    field: str
+    detail: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error answer of the REST API."""
+
+    message: str
+    detail: str = ""
+    validations: list[FieldProblem] = []
+
+
+class ApiError(Exception):
+    """Raise it anywhere below a route; it becomes the answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        detail: str = "",
+        validations: Sequence[FieldProblem] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorBody(message=message, detail=detail, validations=list(validations))
+        self.headers = headers
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of `app` the shape above."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    for kind in DATABASE_ERRORS:
+        app.add_exception_handler(kind, _database_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+async def _api_error(_request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, ApiError)
+    return _answer(exc.status, exc.body, exc.headers)
+
+
+async def _http_exception(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 404:
+        message, detail = "Not found.", f"There is nothing at {request.url.path}; the API is described at /docs."
+    elif exc.status_code == 405:
+        message, detail = "Method not allowed.", f"{request.url.path} does not take {request.method}."
+    else:
+        message, detail = str(exc.detail), ""
+    return _answer(exc.status_code, ErrorBody(message=message, detail=detail), dict(exc.headers or {}))
+
+
+async def _invalid_request(_request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    # `input` is left out: it may hold a key
+    problems = [
+        FieldProblem(field=".".join(str(part) for part in error["loc"][1:]) or "body", detail=error["msg"])
+        for error in exc.errors()
+    ]
+    return _answer(400, ErrorBody(message="Invalid request.", validations=problems))
+
+
+async def _database_error(request: Request, exc: Exception) -> JSONResponse:
+    reason = cause(exc)
+    log.error("failing request for the database", path=request.url.path, cause=reason)
+    body = ErrorBody(message="The database cannot be used right now.", detail=f"{reason}; try again.")
+    return _answer(503, body, {"Retry-After": _RETRY_AFTER_SECONDS})
+
+
+async def _unexpected(request: Request, exc: Exception) -> JSONResponse:
+    log.error("failing request by a bug", path=request.url.path, error=type(exc).__name__)
+    return _answer(500, ErrorBody(message="Internal error.", detail="This is a bug; the server's log has more."))

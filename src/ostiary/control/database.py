@@ -1,0 +1,132 @@
+"""The way to PostgreSQL: one SQLAlchemy engine over asyncpg, and what to say when it cannot be had.
+
+Rules
+- The URL is given to asyncpg as it is, so everything libpq understands works: several hosts, `sslmode`, `sslrootcert`,
+  a unix socket as `?host=/directory`. It holds a password: it stands in no error, log line or repr.
+- Statements never print their parameters, and `cause` leaves out PostgreSQL's DETAIL: both quote rows, and rows hold
+  prompts and ciphertext.
+- Bulk work takes the asyncpg connection itself (`driver`); a transaction is then that of asyncpg.
+"""
+
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ostiary.core.secret import Secret
+
+MINIMUM_VERSION: Final = 14
+"""The oldest PostgreSQL major version that is supported."""
+
+_CONNECT_TIMEOUT: Final = 5.0
+_POOL_TIMEOUT: Final = 10.0
+
+DATABASE_ERRORS: Final = (
+    sa_exc.DBAPIError,
+    sa_exc.TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+"""What a database call may raise for a reason outside this program. Callers answer `unavailable`; it may pass."""
+
+_PERMANENT: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ClientConfigurationError,
+    ValueError,
+)
+
+
+class DatabaseUnavailableError(Exception):
+    """The database does not answer; it may yet. The text is one line and holds no secret."""
+
+
+class DatabaseUnusableError(Exception):
+    """The database or its URL cannot be used until somebody changes something; the text says what."""
+
+
+async def connect(url: Secret, *, pool_size: int = 10) -> AsyncEngine:
+    """An engine on `url` (postgres://, postgresql:// or postgresql+asyncpg://) that has connected once.
+
+    Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
+    """
+    dsn = _dsn(url)
+
+    async def open_connection() -> Any:  # Any: asyncpg is untyped
+        return await asyncpg.connect(
+            dsn.reveal(), timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "ostiary-control"}
+        )
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=open_connection,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=_POOL_TIMEOUT,
+        pool_pre_ping=True,
+    )
+    try:
+        await _check(engine)
+    except BaseException:
+        await engine.dispose()
+        raise
+    return engine
+
+
+async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped
+    """The asyncpg connection below; it goes back to the pool with `connection`."""
+    raw = await connection.get_raw_connection()
+    return raw.driver_connection
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, on one line, without row contents, statements or parameters."""
+    found: BaseException | None = error
+    if isinstance(error, sa_exc.DBAPIError):
+        # SQLAlchemy's adapter wraps asyncpg's own error once more
+        found = error.orig
+        found = getattr(found, "driver_exception", None) or (found.__cause__ if found else None) or found
+    if isinstance(found, asyncpg.PostgresError):
+        return f"{found.args[0]} (SQLSTATE {found.sqlstate})".replace("\n", " ")
+    if isinstance(found, sa_exc.TimeoutError):
+        return "no free database connection"
+    if isinstance(found, TimeoutError):
+        return "timed out"
+    if isinstance(found, OSError):
+        return str(found.strerror or found).replace("\n", " ")
+    if isinstance(found, asyncpg.InterfaceError):
+        return str(found).replace("\n", " ")
+    return type(found).__name__
+
+
+def _dsn(url: Secret) -> Secret:
+    scheme, separator, rest = url.reveal().partition("://")
+    if not separator or scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        raise DatabaseUnusableError(
+            "the database URL must begin with postgres:// or postgresql://, e.g. postgresql://user:password@host/ostiary"
+        )
+    return Secret(f"postgresql://{rest}")
+
+
+async def _check(engine: AsyncEngine) -> None:
+    try:
+        async with engine.connect() as connection:
+            version: int = (await driver(connection)).get_server_version().major
+    except _PERMANENT as exc:
+        raise DatabaseUnusableError(f"the database refuses us: {_refusal(exc)}; check the database URL") from exc
+    except DATABASE_ERRORS as exc:
+        raise DatabaseUnavailableError(f"the database cannot be reached: {cause(exc)}") from exc
+    if version < MINIMUM_VERSION:
+        raise DatabaseUnusableError(
+            f"the database is PostgreSQL {version}; version {MINIMUM_VERSION} or newer is needed"
+        )
+
+
+def _refusal(error: Exception) -> str:
+    # the text of a parser's ValueError may quote the URL
+    return cause(error) if isinstance(error, asyncpg.PostgresError) else "its URL cannot be read"

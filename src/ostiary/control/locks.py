@@ -1,0 +1,30 @@
+"""The advisory locks of the database, so that no two uses share a number by accident.
+
+Session and transaction locks share one number space, and other programs may use the same database: ours all lie
+behind the prefix `ostiary`.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+_PREFIX: Final = int.from_bytes(b"ostiary") << 8
+
+
+class Lock(IntEnum):
+    """64-bit keys for `pg_advisory_lock` and its kin."""
+
+    MIGRATE = _PREFIX | 1
+    """Held for the session while migrations run."""
+    SEED = _PREFIX | 2
+    """Exclusive within a transaction while providers or their keys change; shared while they are read as a set."""
+    PARTITIONS = _PREFIX | 3
+    """Held within the transaction that makes partitions."""
+    VAULT = _PREFIX | 4
+    """Held within a transaction while vault keys are registered or rows re-encrypted."""
+    BOOTSTRAP = _PREFIX | 5
+    """Held within the transaction that makes the owner at the first start."""
+    LINEAGE = _PREFIX | 6
+    """Class of the two-key locks that order late lineage repairs, one an initiator."""
+
+
+SEED_LOCK: Final = int(Lock.SEED)
