@@ -1,0 +1,7 @@
+"""Fixtures of all tests: they stand in `tests.support`."""
+
+from importlib.util import find_spec
+
+pytest_plugins = ["tests.support.postgres"]
+if find_spec("tests.support.database"):
+    pytest_plugins.append("tests.support.database")
