@@ -1,0 +1,209 @@
+"""Message heads: what they must look like, and what is read from them. Pure.
+
+Rules
+- llhttp in strict mode validates the bytes. It is fed the head alone, so it never sees two messages.
+- On top we refuse, not guess (design §6; RFC 9112 §11, RFC 9110 §5.3): a `Transfer-Encoding` other than exactly `chunked`,
+  repeated or missing `Host`, repeated `Content-Length` and repeated credentials, extra spaces in the request line, versions
+  other than 1.0 and 1.1, targets that are not visible ASCII, heads over 64 KiB.
+- Field lines are kept as they came, so that an outgoing head can be joined from them.
+"""
+
+from typing import Final
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
+
+from .errors import HeadError
+
+MAX_HEAD: Final = 64 * 1024
+"""Bytes of a head, both directions."""
+
+NO_BODY: Final = 0
+LENGTH: Final = 1
+CHUNKED: Final = 2
+UNTIL_CLOSE: Final = 3
+
+_SINGLE: Final = frozenset(
+    b"host content-length transfer-encoding content-type content-encoding expect".split()
+    + b"authorization x-api-key x-ostiary-token x-coder-ai-governance-token".split()
+)
+"""Fields of which a second line would leave open which one counts."""
+
+_DIGITS_MAX: Final = 15
+
+
+class _Silent:
+    """A parser protocol without callbacks: llhttp then runs without calling back into Python."""
+
+
+_SILENT: Final = _Silent()
+
+
+class Head:
+    """What requests and responses share: `names[i]` is the lower-cased name of `lines[i]`; `fields` joins repeats by ', '."""
+
+    __slots__ = ("content_length", "fields", "framing", "keep_alive", "lines", "minor", "names")
+
+    def __init__(self, minor: int, lines: list[bytes]) -> None:
+        self.minor = minor
+        self.lines = lines
+        self.names: list[bytes] = []
+        self.fields: dict[bytes, bytes] = {}
+        self.framing = NO_BODY
+        self.content_length = 0
+        self.keep_alive = minor == 1
+
+    def connection_options(self) -> tuple[bytes, ...]:
+        """The lower-cased options of `Connection`, which name further hop-by-hop fields (RFC 9110 §7.6.1)."""
+        value = self.fields.get(b"connection")
+        if value is None:
+            return ()
+        return tuple(option.strip(b" \t") for option in value.lower().split(b","))
+
+
+class RequestHead(Head):
+    """A request. `path` is the target without its query; `query` has its `?`, or is empty."""
+
+    __slots__ = ("expect_continue", "method", "path", "query", "target", "upgrade")
+
+    def __init__(self, minor: int, lines: list[bytes], method: bytes, target: bytes) -> None:
+        super().__init__(minor, lines)
+        self.method = method
+        self.target = target
+        path, mark, query = target.partition(b"?")
+        self.path = path
+        self.query = mark + query
+        self.expect_continue = False
+        self.upgrade = b""
+
+
+class ResponseHead(Head):
+    """A response. `status_line` is as it came."""
+
+    __slots__ = ("status", "status_line")
+
+    def __init__(self, minor: int, lines: list[bytes], status: int, status_line: bytes) -> None:
+        super().__init__(minor, lines)
+        self.status = status
+        self.status_line = status_line
+
+
+def parse_request_head(raw: bytes) -> RequestHead:
+    """Read a head, from its first byte to the blank line's end. Raises `HeadError`."""
+    parser = HttpRequestParser(_SILENT)
+    upgrade = False
+    try:
+        parser.feed_data(raw)
+    except HttpParserUpgrade:
+        upgrade = True
+    except HttpParserError as exc:
+        raise HeadError(400, f"malformed HTTP request: {exc}") from None
+    lines = raw[:-4].split(b"\r\n")
+    request_line = lines.pop(0)
+    parts = request_line.split(b" ")
+    if len(parts) != 3:
+        raise HeadError(400, "the request line must be METHOD SP TARGET SP HTTP/1.1")
+    method, target, version = parts
+    if version == b"HTTP/1.1":
+        minor = 1
+    elif version == b"HTTP/1.0":
+        minor = 0
+    else:
+        raise HeadError(505, "only HTTP/1.1 is spoken here")
+    if target[:1] != b"/":
+        target = _origin_form(target, method)
+    if not target.isascii() or b"#" in target:
+        raise HeadError(400, "the request target must be visible ASCII without a fragment; percent-encode the rest")
+    head = RequestHead(minor, lines, method, target)
+    _read_fields(head)
+    fields = head.fields
+    if minor == 1 and b"host" not in fields:
+        raise HeadError(400, "an HTTP/1.1 request needs exactly one Host field")
+    expect = fields.get(b"expect")
+    if expect is not None:
+        if expect.lower() != b"100-continue":
+            raise HeadError(417, "the only expectation understood is 100-continue")
+        head.expect_continue = minor == 1
+    if upgrade or b"upgrade" in fields:
+        head.upgrade = fields.get(b"upgrade", b"").lower()
+    return head
+
+
+def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> ResponseHead:
+    """Read an upstream's head. Raises `HeadError` (status 502)."""
+    parser = HttpResponseParser(_SILENT)
+    try:
+        parser.feed_data(raw)
+    except HttpParserUpgrade:
+        raise HeadError(502, "the upstream switched protocols unasked") from None
+    except HttpParserError as exc:
+        raise HeadError(502, f"malformed HTTP response: {exc}") from None
+    lines = raw[:-4].split(b"\r\n")
+    status_line = lines.pop(0)
+    version = status_line[:9]
+    if version == b"HTTP/1.1 ":
+        minor = 1
+    elif version == b"HTTP/1.0 ":
+        minor = 0
+    else:
+        raise HeadError(502, "the upstream does not answer in HTTP/1.1")
+    status = parser.get_status_code()
+    head = ResponseHead(minor, lines, status, status_line)
+    _read_fields(head)
+    if to_head_request or status < 200 or status in (204, 304):
+        head.framing = NO_BODY
+    elif head.framing == NO_BODY and b"content-length" not in head.fields:
+        head.framing = UNTIL_CLOSE
+        head.keep_alive = False
+    return head
+
+
+def _read_fields(head: Head) -> None:
+    fields = head.fields
+    names = head.names
+    for line in head.lines:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        names.append(name)
+        value = value.strip(b" \t")
+        if name in fields:
+            if name in _SINGLE:
+                raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
+            value = fields[name] + b", " + value
+        fields[name] = value
+    length = fields.get(b"content-length")
+    if length is not None:
+        if not length.isdigit() or len(length) > _DIGITS_MAX:
+            raise HeadError(400, "Content-Length must be digits only")
+        head.content_length = int(length)
+        head.framing = LENGTH if head.content_length else NO_BODY
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise HeadError(400, "both Transfer-Encoding and Content-Length")
+        if coding.lower() != b"chunked" or head.minor == 0:
+            raise HeadError(400, "the only Transfer-Encoding understood is chunked, and in HTTP/1.1 only")
+        head.framing = CHUNKED
+    connection = fields.get(b"connection")
+    if connection is not None:
+        options = head.connection_options()
+        if b"close" in options:
+            head.keep_alive = False
+        elif head.minor == 0:
+            head.keep_alive = b"keep-alive" in options
+
+
+def _origin_form(target: bytes, method: bytes) -> bytes:
+    """An absolute-form target as origin-form (RFC 9112 §3.2.2); `*` and authority-form are not served."""
+    lowered = target[:8].lower()
+    for scheme in (b"http://", b"https://"):
+        if lowered.startswith(scheme):
+            authority_end = len(target)
+            for mark in (b"/", b"?"):
+                found = target.find(mark, len(scheme))
+                if 0 <= found < authority_end:
+                    authority_end = found
+            rest = target[authority_end:]
+            return rest if rest[:1] == b"/" else b"/" + rest
+    if method == b"CONNECT":
+        raise HeadError(501, "CONNECT is not supported here")
+    raise HeadError(400, "the request target must be a path")

@@ -1,0 +1,228 @@
+"""Keep-alive connections per origin, and how new ones are made.
+
+Rules
+- Idle connections of an origin are a plain last-in-first-out deque: the warmest goes first, the rest grow old and close.
+- An address is checked after the name was resolved and is what is connected to, so a name cannot change in between.
+- Through `HTTPS_PROXY` (CONNECT) the proxy resolves; only literal addresses can be checked then.
+"""
+
+import asyncio
+import base64
+import socket
+import ssl
+import urllib.parse
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, cast
+
+from .errors import Failure, UpstreamError
+from .origin import IPNetwork, Origin, bypasses_proxy, is_refused
+from .upstream import UpstreamConnection
+
+KEEPALIVE_SECONDS: Final = 60.0
+"""Idle time after which a pooled connection is closed: below the 75 s that servers commonly keep."""
+
+
+class PoolLimits(Protocol):
+    """Times in seconds."""
+
+    connect_timeout: float
+    head_timeout: float
+    idle_timeout: float
+    keepalive_pool: int
+    https_proxy: str
+    no_proxy: str
+
+
+class Pool:
+    """The upstream connections of a worker."""
+
+    def __init__(
+        self, limits: PoolLimits, tls: ssl.SSLContext, *, tick: float, egress_allow: Sequence[IPNetwork] = ()
+    ) -> None:
+        self._limits = limits
+        self._tls = tls
+        self._egress_allow = egress_allow
+        self._idle: dict[Origin, deque[UpstreamConnection]] = {}
+        self._live: set[UpstreamConnection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self.head_ticks = limits.head_timeout / tick
+        self.idle_ticks = limits.idle_timeout / tick
+        self.keepalive_ticks = KEEPALIVE_SECONDS / tick
+
+    def take(self, origin: Origin) -> UpstreamConnection | None:
+        """An idle connection, or None."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    def connect(
+        self,
+        origin: Origin,
+        ready: Callable[[UpstreamConnection], object],
+        failed: Callable[[UpstreamError], object],
+    ) -> asyncio.Task[None]:
+        """Make a connection and call exactly one of the two, unless the returned task is cancelled before."""
+        task = asyncio.get_running_loop().create_task(self._connect_then(origin, ready, failed))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
+
+    async def _connect_then(
+        self,
+        origin: Origin,
+        ready: Callable[[UpstreamConnection], object],
+        failed: Callable[[UpstreamError], object],
+    ) -> None:
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                connection = await self._open(origin)
+        except TimeoutError:
+            failed(UpstreamError(Failure.CONNECT, f"no connection to {origin.authority} in time"))
+        except UpstreamError as error:
+            failed(error)
+        except ssl.SSLCertVerificationError as exc:
+            detail = f"the certificate of {origin.authority} was not accepted: {exc.verify_message}"
+            failed(UpstreamError(Failure.CONNECT, detail))
+        except (OSError, ssl.SSLError) as exc:
+            reason = getattr(exc, "strerror", None) or type(exc).__name__
+            failed(UpstreamError(Failure.CONNECT, f"cannot connect to {origin.authority}: {reason}"))
+        else:
+            ready(connection)
+
+    async def _open(self, origin: Origin) -> UpstreamConnection:
+        proxy = self._limits.https_proxy
+        if proxy and origin.secure and not bypasses_proxy(origin.host, origin.port, self._limits.no_proxy):
+            return await self._open_through(proxy, origin)
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        addresses = [info[4][0] for info in infos]
+        usable = [address for address in addresses if not is_refused(str(address), self._egress_allow)]
+        if not usable:
+            raise UpstreamError(
+                Failure.FORBIDDEN_ADDRESS,
+                f"{origin.host} is a link-local or cloud-metadata address; allow it with egress_allow if it is meant",
+            )
+        failure: OSError | None = None
+        for address in usable:
+            try:
+                _, protocol = await loop.create_connection(
+                    lambda: UpstreamConnection(self, origin),
+                    str(address),
+                    origin.port,
+                    ssl=self._tls if origin.secure else None,
+                    server_hostname=origin.host if origin.secure else None,
+                )
+            except ssl.SSLError:
+                raise
+            except OSError as exc:
+                failure = exc
+            else:
+                return self._adopt(protocol)
+        assert failure is not None
+        raise failure
+
+    async def _open_through(self, proxy: str, origin: Origin) -> UpstreamConnection:
+        """A TLS connection through an HTTP proxy's CONNECT (RFC 9110 §9.3.6)."""
+        loop = asyncio.get_running_loop()
+        parts = urllib.parse.urlsplit(proxy)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        tunnel = _Tunnel(loop.create_future())
+        transport, _ = await loop.create_connection(
+            lambda: tunnel, parts.hostname, port, ssl=self._tls if parts.scheme == "https" else None
+        )
+        try:
+            target = f"{origin.host}:{origin.port}" if ":" not in origin.host else f"[{origin.host}]:{origin.port}"
+            request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
+            if parts.username is not None:
+                pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+                request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+            transport.write(request.encode() + b"\r\n")
+            status = await tunnel.answered
+            if not 200 <= status < 300:
+                raise UpstreamError(Failure.CONNECT, f"the proxy answered CONNECT {target} with {status}")
+            connection = UpstreamConnection(self, origin)
+            secured = await loop.start_tls(transport, connection, self._tls, server_hostname=origin.host)
+            assert secured is not None
+            connection.connection_made(secured)
+        except BaseException:
+            transport.abort()
+            raise
+        return self._adopt(connection)
+
+    def _adopt(self, protocol: asyncio.BaseProtocol) -> UpstreamConnection:
+        connection = cast("UpstreamConnection", protocol)
+        self._live.add(connection)
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """An answer is complete and the connection may serve another."""
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = deque()
+        if len(idle) >= self._limits.keepalive_pool:
+            idle.popleft().close()
+        idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection is closed."""
+        self._live.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None:
+            try:
+                idle.remove(connection)
+            except ValueError:
+                pass
+            if not idle:
+                del self._idle[connection.origin]
+
+    @property
+    def idle_count(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def sweep(self) -> None:
+        """Call every tick."""
+        for connection in tuple(self._live):
+            connection.sweep()
+
+    def close(self) -> None:
+        """Close what is idle and give up connecting."""
+        for task in tuple(self._connecting):
+            task.cancel()
+        for idle in tuple(self._idle.values()):
+            for connection in tuple(idle):
+                connection.close()
+
+
+class _Tunnel(asyncio.Protocol):
+    """Waits for a proxy's answer to CONNECT."""
+
+    def __init__(self, answered: "asyncio.Future[int]") -> None:
+        self.answered = answered
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self.answered.done():
+            return
+        if b"\r\n\r\n" in self._buffer:
+            parts = self._buffer.split(b" ", 2)
+            valid = self._buffer.startswith(b"HTTP/1.") and len(parts) > 1 and parts[1][:3].isdigit()
+            self.answered.set_result(int(parts[1][:3]) if valid else 502)
+        elif len(self._buffer) > 16 * 1024:
+            self.answered.set_result(502)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
+        if not self.answered.done():
+            self.answered.set_exception(UpstreamError(Failure.CONNECT, "the proxy closed the connection"))
+
+
+def client_tls_context(ca_file: str = "") -> ssl.SSLContext:
+    """TLS towards upstreams: verified, 1.2 or newer, HTTP/1.1 only. Raises `OSError` for an unreadable CA file."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
