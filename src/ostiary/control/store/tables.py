@@ -208,11 +208,23 @@ interceptions = Table(
     _uuid("agent_firewall_session_id", nullable=True),
     Column("agent_firewall_sequence_number", Integer, nullable=True),
     _uuid("journal_id"),
+    Index("interceptions_newest", "started_at", "id"),
+    Index("interceptions_initiator_newest", "initiator_id", "started_at", "id"),
+    Index("interceptions_session", "session_id"),
+    Index("interceptions_thread_root", "thread_root_id", postgresql_where=text("thread_root_id is not null")),
+    # a parent recorded after its child finds it here
+    Index(
+        "interceptions_orphans",
+        "correlating_tool_call_id",
+        postgresql_where=text("correlating_tool_call_id is not null and thread_parent_id is null"),
+    ),
+    # what a dead worker left open
+    Index("interceptions_open", "journal_id", postgresql_where=text("ended_at is null")),
     postgresql_partition_by="RANGE (id)",
 )
 
 
-def _child(name: str, *columns: Column[object]) -> Table:
+def _child(name: str, *columns: Column[object] | Index) -> Table:
     """A table of what belongs to an interception, in the same week's partition as its parent."""
     return Table(
         name,
@@ -254,6 +266,7 @@ tool_usages = _child(
     Column("invocation_error", Text, nullable=True),
     Column("truncated", Boolean, nullable=False, server_default=text("false")),
     _time("created_at"),
+    Index("tool_usages_tool_call", "tool_call_id", postgresql_where=text("tool_call_id is not null")),
 )
 
 model_thoughts = _child(
@@ -273,5 +286,29 @@ interception_details = Table(
     postgresql_partition_by="RANGE (interception_id)",
 )
 """What is large or seldom read: decision trace, and with record_content=full the texts."""
+
+# --- what lists are made from; ingest keeps them, all can be computed anew from the tables above
+
+interception_sessions = Table(
+    "interception_sessions",
+    metadata,
+    Column("session_id", Text, primary_key=True),
+    _uuid("initiator_id", primary_key=True),
+    _time("started_at"),
+    _time("last_prompt_at", nullable=True),
+    _time("last_active_at"),  # the last prompt, without one the start
+    Column("ended", Boolean, nullable=False),  # at least one interception of it has ended
+    Index("interception_sessions_newest", "last_active_at", "session_id"),
+    Index("interception_sessions_initiator_newest", "initiator_id", "last_active_at", "session_id"),
+)
+
+interception_facets = Table(
+    "interception_facets",
+    metadata,
+    Column("kind", Text, primary_key=True),  # model | client
+    Column("value", Text(collation="C"), primary_key=True),
+    _uuid("initiator_id", primary_key=True),
+)
+"""Which models and clients there are, for the lists that filters offer."""
 
 PARTITIONED = ("interceptions", "token_usages", "user_prompts", "tool_usages", "model_thoughts", "interception_details")

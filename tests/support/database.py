@@ -1,0 +1,106 @@
+"""A migrated database for each test: a clone of one template per run.
+
+`database_url` is an empty but migrated database; `new_database()` of it makes more. The clone is by file copy
+(`CREATE DATABASE ... TEMPLATE`), some tens of milliseconds.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import asyncpg
+import pytest
+
+from ostiary.core.secret import Secret
+from tests.support.postgres import PostgresServer
+
+_TEMPLATE = "ostiary_template"
+_TEMPLATE_LOCK = 0x7465_7374
+"""Advisory lock in the server's `postgres` database under which the workers of a run make the template once."""
+
+
+async def _make_template(server: PostgresServer) -> None:
+    # imported here: this module is loaded in every run, the control plane is needed only by some
+    from ostiary.control import database
+    from ostiary.control.partitions import make_ahead
+    from ostiary.control.store.migrate import migrate
+
+    admin = await asyncpg.connect(server.asyncpg_dsn("postgres"))
+    try:
+        await admin.execute("SELECT pg_advisory_lock($1)", _TEMPLATE_LOCK)
+        if await admin.fetchval("SELECT datistemplate FROM pg_database WHERE datname = $1", _TEMPLATE):
+            return
+        await admin.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}")
+        await admin.execute(f"CREATE DATABASE {_TEMPLATE} STRATEGY file_copy")
+        engine = await database.connect(Secret(server.database_url(_TEMPLATE)))
+        try:
+            await migrate(engine)
+            await make_ahead(engine, datetime.now(UTC))
+        finally:
+            await engine.dispose()
+        await admin.execute(f"ALTER DATABASE {_TEMPLATE} WITH is_template true allow_connections false")
+    finally:
+        await admin.close()
+
+
+async def _clone(server: PostgresServer, name: str) -> None:
+    admin = await asyncpg.connect(server.asyncpg_dsn("postgres"))
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY file_copy")
+    finally:
+        await admin.close()
+
+
+async def _drop(server: PostgresServer, names: list[str]) -> None:
+    admin = await asyncpg.connect(server.asyncpg_dsn("postgres"))
+    try:
+        for name in names:
+            await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: PostgresServer) -> str:
+    """The migrated template's name; connections to it are refused."""
+    asyncio.run(_make_template(postgres_server))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def new_database(postgres_server: PostgresServer, template_database: str) -> Iterator[Callable[[], Secret]]:
+    """Makes one more migrated, empty database and gives its URL; all are dropped after the test."""
+    names: list[str] = []
+
+    def make() -> Secret:
+        name = f"test_{uuid.uuid4().hex}"
+        asyncio.run(_clone(postgres_server, name))
+        names.append(name)
+        return Secret(postgres_server.database_url(name))
+
+    yield make
+    asyncio.run(_drop(postgres_server, names))
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], Secret]) -> Secret:
+    """The URL of a migrated, empty database of this test's own."""
+    return new_database()
+
+
+@pytest.fixture
+def blank_database_url(postgres_server: PostgresServer) -> Iterator[Secret]:
+    """The URL of a database without any table."""
+    name = f"test_{uuid.uuid4().hex}"
+
+    async def create() -> None:
+        admin = await asyncpg.connect(postgres_server.asyncpg_dsn("postgres"))
+        try:
+            await admin.execute(f"CREATE DATABASE {name}")
+        finally:
+            await admin.close()
+
+    asyncio.run(create())
+    yield Secret(postgres_server.database_url(name))
+    asyncio.run(_drop(postgres_server, [name]))
