@@ -1,1 +1,18 @@
-"""The data plane."""
+"""The data plane: serves clients from an immutable snapshot, touches no database, records everything.
+
+`worker`          one process's application: connections, upstream pool, snapshot, journal, time
+`exchange`        one data-plane request from its head to its settlement
+`front_door`      one request for the control plane, relayed as it comes
+`decide`          every decision about a request; pure
+`routes`          which path is what; pure
+`providers/`      what is particular to each kind of provider
+`snapshot`        the set of providers that a request is served from
+`authorizations`  who a token is: cache and pending questions
+`refusals`        answers of our own, in the provider's error shape; pure
+`observe`         the copy of an answer: which reader sees it, decoded how
+`settle`          facts of an answer to the records of its end; pure
+`journal`         where records are before the link has shipped them
+`metrics`         counters of this path behind pre-resolved handles
+`link_channel`    the worker's end of its socket to the link
+`process`         start, orders of the supervisor, drain
+"""

@@ -8,6 +8,7 @@ Rules
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 import urllib.parse
@@ -132,7 +133,7 @@ class Pool:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         tunnel = _Tunnel(loop.create_future())
         transport, _ = await loop.create_connection(
-            lambda: tunnel, parts.hostname, port, ssl=self._tls if parts.scheme == "https" else None
+            lambda: tunnel, parts.hostname or "", port, ssl=self._tls if parts.scheme == "https" else None
         )
         try:
             target = f"{origin.host}:{origin.port}" if ":" not in origin.host else f"[{origin.host}]:{origin.port}"
@@ -141,9 +142,7 @@ class Pool:
                 pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
                 request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
             transport.write(request.encode() + b"\r\n")
-            status = await tunnel.answered
-            if not 200 <= status < 300:
-                raise UpstreamError(Failure.CONNECT, f"the proxy answered CONNECT {target} with {status}")
+            await tunnel.answered
             connection = UpstreamConnection(self, origin)
             secured = await loop.start_tls(transport, connection, self._tls, server_hostname=origin.host)
             assert secured is not None
@@ -172,10 +171,8 @@ class Pool:
         self._live.discard(connection)
         idle = self._idle.get(connection.origin)
         if idle is not None:
-            try:
+            with contextlib.suppress(ValueError):
                 idle.remove(connection)
-            except ValueError:
-                pass
             if not idle:
                 del self._idle[connection.origin]
 
@@ -200,7 +197,7 @@ class Pool:
 class _Tunnel(asyncio.Protocol):
     """Waits for a proxy's answer to CONNECT."""
 
-    def __init__(self, answered: "asyncio.Future[int]") -> None:
+    def __init__(self, answered: "asyncio.Future[None]") -> None:
         self.answered = answered
         self._buffer = b""
 
@@ -209,15 +206,20 @@ class _Tunnel(asyncio.Protocol):
         if self.answered.done():
             return
         if b"\r\n\r\n" in self._buffer:
-            parts = self._buffer.split(b" ", 2)
-            valid = self._buffer.startswith(b"HTTP/1.") and len(parts) > 1 and parts[1][:3].isdigit()
-            self.answered.set_result(int(parts[1][:3]) if valid else 502)
+            status = self._buffer[9:12] if self._buffer.startswith(b"HTTP/1.") else b"?"
+            if status[:1] == b"2":
+                self.answered.set_result(None)
+            else:
+                self._refused(f"the proxy answered CONNECT with status {status.decode('ascii', 'replace')}")
         elif len(self._buffer) > 16 * 1024:
-            self.answered.set_result(502)
+            self._refused("the proxy's answer to CONNECT is too long")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
         if not self.answered.done():
-            self.answered.set_exception(UpstreamError(Failure.CONNECT, "the proxy closed the connection"))
+            self._refused("the proxy closed the connection")
+
+    def _refused(self, detail: str) -> None:
+        self.answered.set_exception(UpstreamError(Failure.CONNECT, detail))
 
 
 def client_tls_context(ca_file: str = "") -> ssl.SSLContext:

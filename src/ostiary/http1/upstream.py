@@ -103,6 +103,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_patient",
         "_paused",
         "_pool",
+        "_prefix",
         "_sink",
         "_state",
         "_to_head_request",
@@ -121,6 +122,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._state = _IDLE
         self._consumer: Consumer | None = None
         self._buffer = b""
+        self._prefix = b""
         self._head: ResponseHead | None = None
         self._left = 0
         self._parser: HttpResponseParser | None = None
@@ -171,8 +173,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = sink
         self._observe = observe
         self._verbatim = verbatim
-        self._buffer = prefix + self._buffer if self._buffer else prefix
-        self._left = len(prefix)
+        self._prefix = prefix
 
     def discard(self) -> None:
         """From within `response_head`: the answer is not wanted; `response_done` follows all the same."""
@@ -289,7 +290,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif framing == LENGTH:
             self._left = head.content_length
         if state == _RELAY:
-            prefix, self._buffer = self._buffer, b""
+            prefix, self._prefix = self._prefix, b""
             self._relay_first(prefix, rest)
         else:
             self._discard_body(rest)
