@@ -1,0 +1,346 @@
+"""Every setting of `ostiary server`, once: name, kind, default, what it does.
+
+The flag, the environment variable and the key in `ostiary.toml` follow from a field's name: `drain_timeout` is
+`--drain-timeout`, `OSTIARY_DRAIN_TIMEOUT` and `drain_timeout = "5m"`. Help texts, error messages, `ostiary config show`
+and docs/configuration.md are made from this table. A setting that has no effect yet does not stand here.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ostiary.core.secret import Secret
+
+from . import values
+from .values import Kind, Listen
+
+PREFIX = "OSTIARY_"
+MIGRATION_PREFIXES = ("CODER_AI_GATEWAY_", "CODER_AIBRIDGE_")
+"""Read for those who come from there (reference H); ours wins nothing over them: setting both differently is an error."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a setting beside its type and default."""
+
+    section: str
+    kind: Kind
+    help: str
+    flag: bool = True
+    """False for secrets: an argument list is readable by everybody on the machine."""
+    migration: tuple[tuple[str, Mapping[str, str] | None], ...] = ()
+    """Names behind `MIGRATION_PREFIXES`, each with what its words mean here when they differ."""
+    also: tuple[str, ...] = ()
+    """Other variables it is read from when ours is not set, full names."""
+    default_text: str = ""
+    """For the documentation, when the default depends on the machine."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.kind.parse)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """One worker a core, at most four: more is a decision about the machine."""
+    return max(1, min(4, _cores()))
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    """`/var/lib/ostiary` for root, else below the user's data home."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/ostiary")
+    home = environ.get("XDG_DATA_HOME", "")
+    base = Path(home) if home.startswith("/") else Path("~/.local/share").expanduser()
+    return base / "ostiary"
+
+
+_ADDRESSES = "Addresses"
+_PROCESS = "Processes"
+_DATABASE = "Database and secrets"
+_PROVIDERS = "Providers"
+_RECORD = "Recording"
+_CLIENTS = "Clients"
+_UPSTREAM = "Upstreams"
+_LOG = "Logging"
+
+_DISABLE_CONTENT = {"true": "none", "false": "prompts"}
+
+
+class Settings(BaseSettings):
+    """The settings of `ostiary server`, parsed and checked one by one. Made by `ostiary.config.load`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True)
+
+    listen: Annotated[
+        Listen, Setting(_ADDRESSES, values.listen(), "Where the gateway, the API and everything else is served.")
+    ] = Listen("127.0.0.1", 4000)
+    metrics_listen: Annotated[
+        Listen | None,
+        Setting(_ADDRESSES, values.listen(optional=True), "Where Prometheus finds `/metrics`; `off` for nowhere."),
+    ] = Listen("127.0.0.1", 2112)
+    public_url: Annotated[
+        str,
+        Setting(
+            _ADDRESSES,
+            values.http_url(),
+            "The address under which people reach the server, when it is not the listening one.",
+            default_text="from `listen`",
+        ),
+    ] = ""
+    tls_cert_file: Annotated[
+        Path | None,
+        Setting(_ADDRESSES, values.readable_file(), "Certificate chain (PEM): with the key, `listen` speaks TLS."),
+    ] = None
+    tls_key_file: Annotated[
+        Path | None, Setting(_ADDRESSES, values.readable_file(), "Private key (PEM) of the certificate.")
+    ] = None
+
+    data_dir: Annotated[
+        Path,
+        Setting(
+            _PROCESS,
+            values.directory(),
+            "Journal, embedded database, vault key and owner token live here.",
+            default_text="`/var/lib/ostiary` for root, else `$XDG_DATA_HOME/ostiary` or `~/.local/share/ostiary`",
+        ),
+    ]
+    workers: Annotated[
+        int,
+        Setting(
+            _PROCESS,
+            values.integer(1, 256),
+            "Gateway processes that share the listening address.",
+            default_text="one a core, at most 4",
+        ),
+    ] = Field(default_factory=default_workers)
+    drain_timeout: Annotated[
+        float,
+        Setting(
+            _PROCESS,
+            values.duration("0s", "1d"),
+            "How long a stop waits for streams in flight before it cuts them.",
+        ),
+    ] = 300.0
+    demo: Annotated[
+        bool,
+        Setting(
+            _PROCESS,
+            values.boolean(),
+            "Also start a fake provider and register it as `demo-openai` and `demo-anthropic`.",
+        ),
+    ] = False
+    fake_listen: Annotated[Listen, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.")] = (
+        Listen("127.0.0.1", 4010)
+    )
+
+    database_url: Annotated[
+        Secret,
+        Setting(
+            _DATABASE,
+            values.database_url(),
+            "PostgreSQL 14 or newer. Without it the server runs one of its own in the data directory.",
+            default_text="embedded",
+        ),
+    ] = Secret("")
+    encryption_keys: Annotated[
+        tuple[Secret, ...],
+        Setting(
+            _DATABASE,
+            values.vault_keys(),
+            "Keys that encrypt provider keys at rest: 32 bytes each in base64, the current one first. "
+            "Required with `database_url`.",
+            flag=False,
+            default_text="a key file made on first start, with the embedded database",
+        ),
+    ] = ()
+    bootstrap_token: Annotated[
+        Secret,
+        Setting(
+            _DATABASE,
+            values.bootstrap_token(),
+            "Token of the owner `admin`, 32 characters or more, valid from each start on in place of the one before.",
+            flag=False,
+            default_text="made on first start, written to `<data-dir>/owner-token`",
+        ),
+    ] = Secret("")
+
+    on_drift: Annotated[
+        Literal["fail", "warn"],
+        Setting(
+            _PROVIDERS,
+            values.choice("fail", "warn"),
+            "What to do when a provider of the environment differs from its row in the database.",
+        ),
+    ] = "fail"
+    allow_byok: Annotated[
+        bool,
+        Setting(
+            _PROVIDERS,
+            values.boolean(),
+            "Whether people may bring their own provider credential.",
+            migration=(("ALLOW_BYOK", None),),
+        ),
+    ] = True
+
+    record_content: Annotated[
+        Literal["none", "prompts", "full"],
+        Setting(
+            _RECORD,
+            values.choice("none", "prompts", "full"),
+            "What is kept of a call: `none` usage only, `prompts` also the last user prompt, tool calls and thoughts, "
+            "`full` also answers and tool results.",
+            migration=(("DISABLE_CONTENT_RECORDING", _DISABLE_CONTENT),),
+        ),
+    ] = "prompts"
+    journal_sync: Annotated[
+        Literal["interval", "always"],
+        Setting(
+            _RECORD,
+            values.choice("interval", "always"),
+            "When the journal reaches the disk: every 50 ms, or before each request goes upstream "
+            "(safe against power loss).",
+        ),
+    ] = "interval"
+    journal_full: Annotated[
+        Literal["refuse", "shed-content"],
+        Setting(
+            _RECORD,
+            values.choice("refuse", "shed-content"),
+            "What happens at `journal_max_bytes`: requests are refused, or their content is dropped and usage kept.",
+        ),
+    ] = "refuse"
+    journal_max_bytes: Annotated[
+        int,
+        Setting(_RECORD, values.size("1MiB", "1024GiB"), "Disk space a worker's journal may take."),
+    ] = 4 * 1024**3
+    structured_logging: Annotated[
+        bool,
+        Setting(
+            _RECORD,
+            values.boolean(),
+            "Write one `interception log` line a record.",
+            migration=(("STRUCTURED_LOGGING", None),),
+        ),
+    ] = False
+
+    client_head_timeout: Annotated[
+        float, Setting(_CLIENTS, values.duration("1s", "10m"), "Until a client's request head is complete.")
+    ] = 10.0
+    client_body_timeout: Annotated[
+        float, Setting(_CLIENTS, values.duration("1s", "1h"), "Silence while a request body is read.")
+    ] = 30.0
+    client_keepalive_timeout: Annotated[
+        float,
+        Setting(
+            _CLIENTS,
+            values.duration("1s", "1h"),
+            "How long an idle client connection stays open; keep it above that of a load balancer in front.",
+        ),
+    ] = 75.0
+    body_memory_max: Annotated[
+        int,
+        Setting(_CLIENTS, values.size("32MiB", "1024GiB"), "Request bodies a worker holds at once; beyond it: 503."),
+    ] = 512 * 1024**2
+    auth_grace: Annotated[
+        float,
+        Setting(
+            _CLIENTS,
+            values.duration("0s", "7d"),
+            "How long known tokens are served while the control plane is away.",
+        ),
+    ] = 3600.0
+
+    connect_timeout: Annotated[
+        float, Setting(_UPSTREAM, values.duration("100ms", "10m"), "Until a connection to a provider stands.")
+    ] = 10.0
+    head_timeout: Annotated[
+        float, Setting(_UPSTREAM, values.duration("1s", "1d"), "Until a provider's response head is there.")
+    ] = 600.0
+    idle_timeout: Annotated[
+        float, Setting(_UPSTREAM, values.duration("1s", "1d"), "Silence of a provider within a response.")
+    ] = 300.0
+    max_retries: Annotated[
+        int, Setting(_UPSTREAM, values.integer(0, 5), "New attempts after a connection that could not be made.")
+    ] = 1
+    keepalive_pool: Annotated[
+        int, Setting(_UPSTREAM, values.integer(0, 65535), "Idle connections a worker keeps per provider address.")
+    ] = 512
+    ca_file: Annotated[
+        Path | None,
+        Setting(_UPSTREAM, values.readable_file(), "CA bundle (PEM) for providers, in place of the system's."),
+    ] = None
+    https_proxy: Annotated[
+        Secret,
+        Setting(
+            _UPSTREAM,
+            values.proxy_url(),
+            "Proxy through which providers are reached over TLS.",
+            flag=False,
+            also=("HTTPS_PROXY", "https_proxy"),
+        ),
+    ] = Secret("")
+    no_proxy: Annotated[
+        str,
+        Setting(
+            _UPSTREAM,
+            values.text(),
+            "Hosts reached without the proxy, with commas between them.",
+            also=("NO_PROXY", "no_proxy"),
+        ),
+    ] = ""
+    egress_allow: Annotated[
+        tuple[str, ...],
+        Setting(
+            _UPSTREAM,
+            values.networks(),
+            "Link-local or cloud-metadata addresses that providers may have; all of them are refused otherwise.",
+        ),
+    ] = ()
+
+    log_format: Annotated[
+        Literal["console", "json"], Setting(_LOG, values.choice("console", "json"), "Lines for people or for machines.")
+    ] = "console"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Setting(_LOG, values.choice("debug", "info", "warning", "error"), "The least severe lines written."),
+    ] = "info"
+
+
+def _table() -> dict[str, Setting]:
+    found = {}
+    for name, field in Settings.model_fields.items():
+        (setting,) = (item for item in field.metadata if isinstance(item, Setting))
+        found[name] = setting
+    return found
+
+
+SETTINGS: Mapping[str, Setting] = _table()
+"""By field name, in the order of the documentation."""
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def default_text(name: str) -> str:
+    """The default as documentation shows it."""
+    setting = SETTINGS[name]
+    if setting.default_text:
+        return setting.default_text
+    shown = setting.kind.show(Settings.model_fields[name].default)
+    return f"`{shown}`" if shown else "none"
