@@ -6,14 +6,13 @@
 everything else                                    control plane (embedded), 404 (standalone)
 """
 
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
 
 from ostiary.core.providers import RESERVED_NAMES
 from ostiary.core.records import RouteKind
-
-Format = Literal["openai_chat", "openai_responses", "anthropic_messages"]
+from ostiary.wire.facts import Format
 
 PREFIXES: Final = (b"/api/v2/ai-gateway/", b"/api/v2/aibridge/")
 

@@ -8,7 +8,7 @@ from ostiary.gateway.routes import Route, RouteTable
 from .base import RuntimeProvider, keyed, passthrough
 
 _ROUTES: Final = RouteTable(
-    Route("/v1/messages", "bridged", "anthropic_messages"),
+    Route("/v1/messages", "bridged", "messages"),
     *passthrough("/v1/messages/count_tokens", "/v1/models", "/v1/models/*", "/api/event_logging/*"),
 )
 

@@ -8,8 +8,8 @@ from ostiary.gateway.routes import Route, RouteTable
 from .base import RuntimeProvider, keyed, passthrough
 
 _ROUTES: Final = RouteTable(
-    Route("/v1/chat/completions", "bridged", "openai_chat"),
-    Route("/v1/responses", "bridged", "openai_responses"),
+    Route("/v1/chat/completions", "bridged", "chat_completions"),
+    Route("/v1/responses", "bridged", "responses"),
     *passthrough("/v1/responses/*", "/v1/conversations", "/v1/conversations/*", "/v1/models", "/v1/models/*"),
 )
 

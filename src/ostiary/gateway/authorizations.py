@@ -1,0 +1,163 @@
+"""Who a token is: the worker's cache, and the questions under way to the link. The clock is an argument.
+
+Rules
+- Keys are SHA-256 digests; no token is ever kept.
+- An answer serves for its `ttl`; in the second half of it, its use asks again ahead of time, so that a busy token never waits.
+- While the control plane or the link is away, an identity serves on for `auth_grace` since it was last confirmed. Its own
+  expiry is checked on every use.
+- Refusals are kept in a table of their own: strangers cannot push known tokens out.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from ostiary.core.identity import Identity, Refusal
+from ostiary.core.messages import Authorization
+
+_KNOWN_MAX: Final = 65_536
+_REFUSED_MAX: Final = 8_192
+_WAITING_MAX: Final = 16_384
+_WAIT_SECONDS: Final = 5.0
+_NEVER: Final = float("inf")
+
+
+class Unavailable:
+    """Nobody can say who the token is."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+Answer = Identity | Refusal | Unavailable
+
+
+class _Entry:
+    __slots__ = ("confirmed_at", "fresh_until", "identity", "refresh_at")
+
+    def __init__(self, identity: Identity, now: float, ttl: float) -> None:
+        self.identity = identity
+        self.confirmed_at = now
+        self.fresh_until = now + ttl
+        self.refresh_at = now + ttl / 2
+
+
+class Authorizations:
+    """`send` puts a question to the link and says whether it could; `clock` is monotonic, `wall` Unix seconds."""
+
+    def __init__(
+        self,
+        send: Callable[[bytes], bool],
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        grace: float,
+    ) -> None:
+        self._send = send
+        self._clock = clock
+        self._wall = wall
+        self._grace = grace
+        self._known: dict[bytes, _Entry] = {}
+        self._refused: dict[bytes, tuple[Refusal, float]] = {}
+        self._waiting: dict[bytes, tuple[float, list[Callable[[Answer], object]]]] = {}
+
+    def lookup(self, digest: bytes) -> Answer | None:
+        """What is known of a token now; None: `ask`."""
+        entry = self._known.get(digest)
+        now = self._clock()
+        if entry is None:
+            refused = self._refused.get(digest)
+            if refused is None:
+                return None
+            if now < refused[1]:
+                return refused[0]
+            del self._refused[digest]
+            return None
+        identity = entry.identity
+        if identity.expires_at and identity.expires_at <= self._wall():
+            return Refusal.EXPIRED
+        if now < entry.refresh_at:
+            return identity
+        if now < entry.fresh_until:
+            entry.refresh_at = _NEVER
+            self._send(digest)
+            return identity
+        return None
+
+    def ask(self, digest: bytes, answered: Callable[[Answer], object]) -> None:
+        """Call `answered` once, maybe at once, when the link has said who the token is or nobody can."""
+        waiting = self._waiting.get(digest)
+        if waiting is not None:
+            waiting[1].append(answered)
+            return
+        if len(self._waiting) >= _WAITING_MAX:
+            answered(Unavailable("too many tokens are waiting to be looked up"))
+            return
+        if not self._send(digest):
+            answered(self._within_grace(digest) or Unavailable("this gateway is not connected to its control plane"))
+            return
+        self._waiting[digest] = (self._clock() + _WAIT_SECONDS, [answered])
+
+    def receive(self, message: Authorization) -> None:
+        """The link's answer."""
+        digest = message.token_sha256
+        answer: Answer
+        if message.identity is not None:
+            self._known.pop(digest, None)
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.pop(next(iter(self._known)))
+            self._known[digest] = _Entry(message.identity, self._clock(), message.ttl)
+            self._refused.pop(digest, None)
+            answer = message.identity
+        elif message.refusal is not None:
+            self._known.pop(digest, None)
+            if len(self._refused) >= _REFUSED_MAX:
+                self._refused.pop(next(iter(self._refused)))
+            self._refused[digest] = (message.refusal, self._clock() + message.ttl)
+            answer = message.refusal
+        else:
+            answer = self._within_grace(digest) or Unavailable(
+                message.unavailable or "the control plane cannot be reached"
+            )
+        waiting = self._waiting.pop(digest, None)
+        if waiting is not None:
+            for answered in waiting[1]:
+                answered(answer)
+
+    def link_lost(self) -> None:
+        """The link's socket is gone, and with it its answers: settle every question by what is known."""
+        for digest in tuple(self._waiting):
+            _, callbacks = self._waiting.pop(digest)
+            answer = self._within_grace(digest) or Unavailable("this gateway is not connected to its control plane")
+            for answered in callbacks:
+                answered(answer)
+        for entry in self._known.values():
+            if entry.refresh_at == _NEVER:
+                entry.refresh_at = 0.0
+
+    def sweep(self) -> None:
+        """Settle the questions that nobody answered in time."""
+        now = self._clock()
+        for digest, (deadline, _) in tuple(self._waiting.items()):
+            if now < deadline:
+                break
+            _, callbacks = self._waiting.pop(digest)
+            answer = self._within_grace(digest) or Unavailable("the control plane did not answer in time")
+            for answered in callbacks:
+                answered(answer)
+
+    def _within_grace(self, digest: bytes) -> Identity | Refusal | None:
+        """An identity that nobody can confirm now, for a while. It is asked for again after some seconds."""
+        entry = self._known.get(digest)
+        if entry is None:
+            return None
+        now = self._clock()
+        if now - entry.confirmed_at > self._grace:
+            del self._known[digest]
+            return None
+        entry.fresh_until = now + 2.0
+        entry.refresh_at = now + 1.0
+        identity = entry.identity
+        if identity.expires_at and identity.expires_at <= self._wall():
+            return Refusal.EXPIRED
+        return identity

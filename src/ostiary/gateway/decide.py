@@ -1,0 +1,161 @@
+"""Every decision about a request. Pure: what it needs comes in, what is to be done comes out.
+
+In the order of a request's life (design §5): `credential_of` says who asks, `identified` whether they may, `admit` where the
+request goes, `choose_credential` with which key. A `Refusal` ends it.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+from ostiary.core.identity import Identity
+from ostiary.core.identity import Refusal as TokenRefusal
+from ostiary.core.records import CredentialKind
+from ostiary.core.secret import mask
+
+from .authorizations import Answer, Unavailable
+from .providers import RuntimeKey, RuntimeProvider
+from .refusals import Refusal
+from .routes import Route, Target, path_problem
+from .snapshot import Snapshot
+
+
+class Presented(Struct, frozen=True):
+    """The token a request presents. `byok`: the client brings its own credential for the provider besides."""
+
+    token: bytes
+    byok: bool
+
+
+def credential_of(fields: dict[bytes, bytes]) -> Presented | None:
+    """`X-Ostiary-Token` (or its alias), whose presence means BYOK, then `Authorization: Bearer`, then `X-Api-Key`."""
+    token = fields.get(b"x-ostiary-token") or fields.get(b"x-coder-ai-governance-token")
+    if token:
+        return Presented(token, byok=True)
+    bearer = _bearer(fields)
+    if bearer:
+        return Presented(bearer, byok=False)
+    key = fields.get(b"x-api-key")
+    return Presented(key, byok=False) if key else None
+
+
+def _bearer(fields: dict[bytes, bytes]) -> bytes:
+    value = fields.get(b"authorization", b"")
+    return value[7:].strip(b" \t") if value[:7].lower() == b"bearer " else b""
+
+
+NO_TOKEN: Final = Refusal(
+    401,
+    "no_token",
+    "No Ostiary token was sent. Send one as the API key of your client (Authorization: Bearer or X-Api-Key), or as "
+    "X-Ostiary-Token beside your own provider key. `ostiary tokens create` makes one.",
+)
+
+_TOKEN_REFUSALS: Final = {
+    TokenRefusal.UNKNOWN: Refusal(
+        401,
+        "unknown_token",
+        "The token is not one of this Ostiary. Check that the client sends an Ostiary token (ost_...), not a provider's key.",
+    ),
+    TokenRefusal.EXPIRED: Refusal(
+        401, "expired_token", "The Ostiary token has expired. Make a new one with `ostiary tokens create`."
+    ),
+    TokenRefusal.REVOKED: Refusal(
+        401, "revoked_token", "The Ostiary token was revoked. Make a new one with `ostiary tokens create`."
+    ),
+    TokenRefusal.SUSPENDED: Refusal(
+        403,
+        "suspended_user",
+        "The user of this Ostiary token is suspended. An Ostiary admin can activate the user again.",
+    ),
+    TokenRefusal.DELETED: Refusal(
+        403,
+        "deleted_user",
+        "The user of this Ostiary token was deleted. Ask an Ostiary admin for a new user and token.",
+    ),
+}
+
+
+def identified(answer: Answer) -> Identity | Refusal:
+    """Whether the holder of a token may pass."""
+    if isinstance(answer, Identity):
+        return answer
+    if isinstance(answer, Unavailable):
+        return Refusal(503, "control_plane_unreachable", f"The token cannot be checked: {answer.reason}. Try again.", 2)
+    return _TOKEN_REFUSALS[answer]
+
+
+class Admission(Struct, frozen=True):
+    """Where an identified request goes."""
+
+    provider: RuntimeProvider
+    route: Route
+
+
+def admit(
+    snapshot: Snapshot | None, target: Target, method: bytes, *, byok: bool, allow_byok: bool
+) -> Admission | Refusal:
+    """The provider and route of a request, or why there is none."""
+    if snapshot is None:
+        return Refusal(503, "no_snapshot", "This gateway has not loaded its providers yet. Try again.", 1)
+    provider = snapshot.providers.get(target.provider)
+    if provider is None:
+        known = ", ".join(sorted(snapshot.providers)) or "none"
+        return Refusal(404, "unknown_provider", f"There is no provider {target.provider!r}. Configured are: {known}.")
+    if provider.error:
+        return Refusal(503, "provider_error", f"The provider {provider.name!r} is misconfigured: {provider.error}.")
+    if not provider.enabled:
+        return Refusal(503, "provider_disabled", f"The provider {provider.name!r} is disabled. An admin can enable it.")
+    problem = path_problem(target.rest)
+    if problem is not None:
+        return Refusal(400, "bad_path", f"The request's path is not passed on: {problem}.")
+    route = provider.routes.match(target.rest)
+    if route is None:
+        names = ", ".join(provider.routes.names)
+        path = target.rest.decode("ascii", "replace") or "/"
+        return Refusal(
+            404, "unknown_route", f"The provider {provider.name!r} has no route {path!r}. There are: {names}."
+        )
+    if route.kind == "bridged" and method != b"POST":
+        return Refusal(405, "bad_method", f"{route.label} takes POST only.", allow="POST")
+    if byok and not allow_byok:
+        return Refusal(403, "byok_off", "Bringing your own key is turned off on this gateway (allow_byok).")
+    return Admission(provider, route)
+
+
+class Credential(Struct, frozen=True):
+    """What authenticates the request upstream: a key of the pool, or (`key` None) what the client itself sent."""
+
+    kind: CredentialKind
+    hint: str
+    key: RuntimeKey | None
+
+
+_NO_OWN_CREDENTIAL: Final = Refusal(
+    401,
+    "no_own_credential",
+    "X-Ostiary-Token was sent, so your own provider credential is expected too: add it as Authorization or X-Api-Key, "
+    "or send the Ostiary token as the API key to use the gateway's keys.",
+)
+
+
+def own_credential(provider: RuntimeProvider, fields: dict[bytes, bytes]) -> Credential | Refusal:
+    """The client's own credential for this provider (reference D.3); it goes upstream untouched."""
+    own = (fields.get(b"x-api-key", b"") if provider.family == "anthropic" else b"") or _bearer(fields)
+    if not own:
+        own = fields.get(b"api-key", b"") if provider.family == "openai" else b""
+    if not own:
+        return _NO_OWN_CREDENTIAL
+    return Credential("byok", mask(own.decode("latin-1")), None)
+
+
+def choose_key(provider: RuntimeProvider) -> Credential | Refusal:
+    """The first key of the pool."""
+    if not provider.keys:
+        return Refusal(
+            502,
+            "no_key",
+            f"The provider {provider.name!r} has no API key. An admin can add one with `ostiary providers edit`.",
+        )
+    key = provider.keys[0]
+    return Credential("centralized", key.hint, key)
