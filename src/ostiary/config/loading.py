@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from ostiary.core.provider_env import ProviderEnvError, read_provider_environment
 from ostiary.core.secret import Secret
 
 from .settings import MIGRATION_PREFIXES, PREFIX, SETTINGS, Setting, Settings, default_data_dir, flag, variable
@@ -38,7 +39,7 @@ PLANNED = frozenset(
         *("actor_header_id", "actor_header_username", "actor_header_email", "dump_dir"),
         *("circuit_breaker_enabled", "circuit_breaker_failure_threshold", "circuit_breaker_interval"),
         *("circuit_breaker_timeout", "circuit_breaker_max_requests"),
-        *("control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
+        *("database_listen_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
     )
 )
 """Names of the design that have no effect yet."""
@@ -74,6 +75,8 @@ class Loaded:
     """The variables that describe providers, by full name, as found."""
     file: Path | None
     warnings: tuple[str, ...] = ()
+    provider_warnings: tuple[str, ...] = ()
+    """About the provider variables; seeding logs them too."""
 
 
 @dataclass
@@ -115,14 +118,17 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], *, file: Path 
         _read_file(path, findings)
     settings = _check(findings, {"data_dir": default_data_dir(environ)})
     _check_together(findings, settings)
+    variables = provider_variables(environ)
+    provider_warnings = _check_providers(variables, findings)
     if settings is None or findings.problems:
         raise ConfigError(findings.problems)
     return Loaded(
         settings=settings,
         origins={name: given.origin for name, given in findings.given.items()},
-        provider_environment=provider_variables(environ),
+        provider_environment=variables,
         file=path,
         warnings=tuple(findings.warnings),
+        provider_warnings=provider_warnings,
     )
 
 
@@ -280,6 +286,14 @@ def _check_together(findings: _Findings, settings: Settings | None) -> None:
                 f"{given['tls_cert_file'].origin} and {given['tls_key_file'].origin} must be a PEM certificate and "
                 f"its unencrypted private key: {reason.lower().replace('_', ' ')}"
             )
+
+
+def _check_providers(variables: Mapping[str, Secret], findings: _Findings) -> tuple[str, ...]:
+    try:
+        return read_provider_environment(variables).warnings
+    except ProviderEnvError as exc:
+        findings.problems.append(str(exc))
+        return ()
 
 
 def _no_passphrase() -> str:

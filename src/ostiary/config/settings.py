@@ -16,9 +16,10 @@ from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ostiary.core.secret import Secret
+from ostiary.runtime.plan import Address
 
 from . import values
-from .values import Kind, Listen
+from .values import Kind
 
 PREFIX = "OSTIARY_"
 MIGRATION_PREFIXES = ("CODER_AI_GATEWAY_", "CODER_AIBRIDGE_")
@@ -81,12 +82,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True)
 
     listen: Annotated[
-        Listen, Setting(_ADDRESSES, values.listen(), "Where the gateway, the API and everything else is served.")
-    ] = Listen("127.0.0.1", 4000)
+        Address, Setting(_ADDRESSES, values.listen(), "Where the gateway, the API and everything else is served.")
+    ] = Address("127.0.0.1", 4000)
     metrics_listen: Annotated[
-        Listen | None,
+        Address | None,
         Setting(_ADDRESSES, values.listen(optional=True), "Where Prometheus finds `/metrics`; `off` for nowhere."),
-    ] = Listen("127.0.0.1", 2112)
+    ] = Address("127.0.0.1", 2112)
     public_url: Annotated[
         str,
         Setting(
@@ -138,9 +139,9 @@ class Settings(BaseSettings):
             "Also start a fake provider and register it as `demo-openai` and `demo-anthropic`.",
         ),
     ] = False
-    fake_listen: Annotated[Listen, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.")] = (
-        Listen("127.0.0.1", 4010)
-    )
+    fake_listen: Annotated[
+        Address, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.")
+    ] = Address("127.0.0.1", 4010)
 
     database_url: Annotated[
         Secret,

@@ -14,10 +14,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ostiary.core.secret import Secret
+from ostiary.runtime.plan import Address
 
 _TRUE = frozenset(("true", "t", "1", "yes", "y", "on"))
 _FALSE = frozenset(("false", "f", "0", "no", "n", "off"))
@@ -32,22 +33,6 @@ _SIZE_UNITS = {
 }
 MIN_BOOTSTRAP_TOKEN = 32
 VAULT_KEY_BYTES = 32
-
-
-class Listen(NamedTuple):
-    """A listening address. Port 0: the system picks one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def reachable_host(self) -> str:
-        """The host as a client on this machine would write it in a URL."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  not bound here
-        return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -178,31 +163,31 @@ def size(low: str, high: str) -> Kind:
     return Kind(allowed, parse, show_size, "SIZE")
 
 
-def parse_listen(value: str) -> Listen | None:
+def parse_address(value: str) -> Address | None:
     """`HOST:PORT`, `[IPv6]:PORT` or `:PORT` (all addresses); None when it is neither."""
     host, colon, port = value.rpartition(":")
     if not colon or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
         return None
     if host.startswith("[") and host.endswith("]"):
         try:
-            return Listen(str(ipaddress.IPv6Address(host[1:-1])), int(port))
+            return Address(str(ipaddress.IPv6Address(host[1:-1])), int(port))
         except ValueError:
             return None
     if not host:
-        return Listen("0.0.0.0", int(port))  # noqa: S104  asked for by the operator
+        return Address("0.0.0.0", int(port))  # noqa: S104  asked for by the operator
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host, re.ASCII):
         return None
-    return Listen(host, int(port))
+    return Address(host, int(port))
 
 
 def listen(*, optional: bool = False) -> Kind:
     allowed = "an address with its port, e.g. 127.0.0.1:4000, [::1]:4000 or :4000" + (", or off" if optional else "")
 
-    def parse(value: object) -> Listen | None:
+    def parse(value: object) -> Address | None:
         word = value.strip() if isinstance(value, str) else ""
         if optional and word.lower() == "off":
             return None
-        found = parse_listen(word)
+        found = parse_address(word)
         if found is None:
             raise ValueError(allowed)
         return found
@@ -211,25 +196,38 @@ def listen(*, optional: bool = False) -> Kind:
 
 
 def directory() -> Kind:
-    def parse(value: object) -> Path:
-        path = Path(_text(value)).expanduser()
-        if path.exists() and not path.is_dir():
-            raise ValueError("a directory, or a path where one can be made")
-        return path.absolute()
+    allowed = "a directory, or a path where one can be made"
 
-    return Kind("a directory, or a path where one can be made", parse, str, "DIR")
+    def parse(value: object) -> Path:
+        path = _path(value, allowed)
+        # os.path answers False where pathlib raises: for a name that is too long, or a closed directory
+        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112
+            raise ValueError(allowed)
+        return path
+
+    return Kind(allowed, parse, str, "DIR")
 
 
 def readable_file() -> Kind:
     allowed = "a file that this user can read"
 
     def parse(value: object) -> Path:
-        path = Path(_text(value)).expanduser().absolute()
-        if not path.is_file() or not os.access(path, os.R_OK):
+        path = _path(value, allowed)
+        if not os.path.isfile(path) or not os.access(path, os.R_OK):  # noqa: PTH113
             raise ValueError(allowed)
         return path
 
     return Kind(allowed, parse, lambda value: "" if value is None else str(value), "FILE")
+
+
+def _path(value: object, allowed: str) -> Path:
+    try:
+        path = Path(_text(value)).expanduser().absolute()
+    except RuntimeError:  # `~nobody`
+        raise ValueError(allowed) from None
+    if "\0" in str(path):
+        raise ValueError(allowed)
+    return path
 
 
 def http_url() -> Kind:

@@ -1,0 +1,238 @@
+"""`ostiary providers`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from ostiary.core.provider_rules import DEFAULT_BASE_URLS, new_name_problem
+from ostiary.core.providers import ProviderType
+
+from ._app import new_app
+from .client import Client, segment
+from .failure import wrong_usage
+from .given import confirm, prompt_secret, read_json_object, read_keys
+from .output import AsJson, ago, note, print_fields, print_json, print_table, say
+
+app = new_app("Providers and their keys.")
+
+_PATH = "/api/v2/ai/providers"
+_KEYLESS = (ProviderType.BEDROCK, ProviderType.COPILOT)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name or id.")]
+KeyEnv = Annotated[
+    list[str] | None,
+    typer.Option("--key-env", metavar="VARIABLE", help="Take a key from this environment variable; may be repeated."),
+]
+KeyFile = Annotated[
+    list[str] | None,
+    typer.Option("--key-file", metavar="FILE", help="Take keys from a file, one a line; - is standard input."),
+]
+DisplayName = Annotated[str | None, typer.Option(help="Name for people; empty for none.")]
+SettingsFile = Annotated[
+    str | None, typer.Option("--settings", metavar="FILE", help="Settings of its type, a JSON object; - is stdin.")
+]
+
+
+@app.command("list")
+def list_providers(as_json: AsJson = False) -> None:
+    """All providers, disabled ones too. Keys are masked.
+
+    Example: ostiary providers list
+    """
+    with Client.here() as client:
+        providers = client.get(_PATH)
+    if as_json:
+        print_json(providers)
+        return
+    rows = [
+        (
+            provider["name"],
+            provider["type"],
+            "enabled" if provider["enabled"] else "disabled",
+            len(provider.get("api_keys") or []),
+            provider["base_url"],
+        )
+        for provider in providers
+    ]
+    print_table(
+        ("NAME", "TYPE", "STATUS", "KEYS>", "BASE URL"), rows, "no providers; add one with: ostiary providers add NAME"
+    )
+
+
+@app.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """One provider with its keys, masked, in the order of failover.
+
+    Example: ostiary providers show openai
+    """
+    with Client.here() as client:
+        provider = client.get(_one(name))
+    if as_json:
+        print_json(provider)
+        return
+    keys = provider.pop("api_keys", None) or []
+    settings = provider.pop("settings", None) or {}
+    print_fields([(field.replace("_", " "), value) for field, value in provider.items()])
+    print_fields([(f"settings {field.lstrip('_')}", value) for field, value in settings.items()])
+    if keys:
+        say("")
+        print_table(("KEY", "ID", "ADDED"), [(key["masked"], key["id"], ago(key["created_at"])) for key in keys], "")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Lowercase letters, digits and hyphens; it stands in URLs.")],
+    kind: Annotated[ProviderType, typer.Option("--type", help="What it is, or whose format it speaks.")],
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where it is. [default: that of the type]"),
+    ] = None,
+    key_env: KeyEnv = None,
+    key_file: KeyFile = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Without a key: people bring their own.")] = False,
+    display_name: DisplayName = None,
+    settings: SettingsFile = None,
+    disabled: Annotated[bool, typer.Option("--disabled", help="Add it switched off.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add a provider. Its keys come from a variable, a file or a prompt, never from the command line.
+
+    Examples:
+
+      ostiary providers add openai --type openai --key-env OPENAI_API_KEY
+      ostiary providers add claude --type anthropic --key-file ~/keys/anthropic
+      ostiary providers add vllm --type openai-compat --base-url http://10.0.0.5:8000/v1 --no-key
+    """
+    if problem := new_name_problem(name):
+        wrong_usage(f"NAME {problem}")
+    url = base_url or DEFAULT_BASE_URLS.get(kind)
+    if url is None:
+        wrong_usage(f"--base-url is needed for a provider of type {kind.value}")
+    keys = _keys(key_env, key_file)
+    if no_key and keys:
+        wrong_usage("--no-key and a key contradict each other")
+    if not keys and not no_key and kind not in _KEYLESS:
+        asked = prompt_secret(f"Key of {name} (empty for none)")
+        keys = [asked.reveal()] if asked else []
+    body: dict[str, Any] = {
+        "name": name,
+        "type": kind.value,
+        "base_url": url,
+        "enabled": not disabled,
+        "api_keys": keys,
+    }
+    if display_name is not None:
+        body["display_name"] = display_name
+    if settings is not None:
+        body["settings"] = read_json_object(settings, "--settings")
+    with Client.here() as client:
+        provider = client.post(_PATH, body)
+    if as_json:
+        print_json(provider)
+        return
+    say(f"added {provider['name']} ({provider['type']}) with {_count_keys(provider)}")
+    note(f"clients reach it at <server>/api/v2/ai-gateway/{provider['name']}")
+
+
+@app.command()
+def edit(
+    name: Name,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="New address.")] = None,
+    display_name: DisplayName = None,
+    key_env: KeyEnv = None,
+    key_file: KeyFile = None,
+    replace_keys: Annotated[
+        bool, typer.Option("--replace-keys", help="The given keys instead of the present ones, not behind them.")
+    ] = False,
+    remove_key: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Remove this key; may be repeated.")
+    ] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a provider. Given keys go behind the present ones, in the order of failover. Name and type stay.
+
+    Examples:
+
+      ostiary providers edit openai --key-env NEW_KEY
+      ostiary providers edit openai --key-env NEW_KEY --replace-keys
+      ostiary providers edit openai --remove-key 0197f9a4-52cf-7000-8c5e-2f5d4a1f3a11
+    """
+    changes: dict[str, Any] = {}
+    if base_url is not None:
+        changes["base_url"] = base_url
+    if display_name is not None:
+        changes["display_name"] = display_name
+    if settings is not None:
+        changes["settings"] = read_json_object(settings, "--settings")
+    new = [{"api_key": key} for key in _keys(key_env, key_file)]
+    if replace_keys and not new:
+        wrong_usage("--replace-keys needs the new keys: --key-env VARIABLE or --key-file FILE")
+    if not (changes or new or remove_key):
+        wrong_usage("nothing to change; see the options with --help")
+    with Client.here() as client:
+        if new or remove_key:
+            kept = [] if replace_keys else _kept_keys(client.get(_one(name)), remove_key or [])
+            changes["api_keys"] = [*kept, *new]
+        provider = client.patch(_one(name), changes)
+    if as_json:
+        print_json(provider)
+    else:
+        say(f"changed {provider['name']}: {provider['base_url']}, {_count_keys(provider)}")
+
+
+@app.command()
+def enable(name: Name) -> None:
+    """Let a provider serve.
+
+    Example: ostiary providers enable openai
+    """
+    _set_enabled(name, True)
+
+
+@app.command()
+def disable(name: Name) -> None:
+    """Stop a provider from serving; requests to it get 503. Nothing of it is lost.
+
+    Example: ostiary providers disable openai
+    """
+    _set_enabled(name, False)
+
+
+@app.command()
+def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove a provider and its keys. What was recorded of it stays; the environment does not bring it back.
+
+    Example: ostiary providers remove openai
+    """
+    confirm(f"Remove the provider {name} and its keys?", yes)
+    with Client.here() as client:
+        client.delete(_one(name))
+    say(f"removed {name}")
+
+
+def _one(name: str) -> str:
+    return f"{_PATH}/{segment(name)}"
+
+
+def _set_enabled(name: str, enabled: bool) -> None:
+    with Client.here() as client:
+        provider = client.patch(_one(name), {"enabled": enabled})
+    say(f"{provider['name']} is {'enabled' if provider['enabled'] else 'disabled'}")
+
+
+def _keys(variables: list[str] | None, files: list[str] | None) -> list[str]:
+    return [key.reveal() for key in read_keys(variables or [], files or [])]
+
+
+def _kept_keys(provider: dict[str, Any], removed: list[str]) -> list[dict[str, str]]:
+    present = [key["id"] for key in provider.get("api_keys") or []]
+    for key_id in removed:
+        if key_id not in present:
+            wrong_usage(f"{provider['name']} has no key {key_id}; its keys are: {', '.join(present) or 'none'}")
+    return [{"id": key_id} for key_id in present if key_id not in removed]
+
+
+def _count_keys(provider: dict[str, Any]) -> str:
+    number = len(provider.get("api_keys") or [])
+    return "1 key" if number == 1 else f"{number} keys"

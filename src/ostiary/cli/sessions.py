@@ -1,0 +1,105 @@
+"""`ostiary sessions`: what agents did, session by session."""
+
+from typing import Annotated, Any
+
+import typer
+
+from ._app import new_app
+from .client import Client, segment
+from .interceptions import Query
+from .output import AsJson, ago, count, indented, local_time, one_line, print_fields, print_json, print_table, say
+
+app = new_app("Sessions of agents: threads, prompts, tool calls, tokens.")
+
+_PATH = "/api/v2/ai-gateway/sessions"
+_CONTENT_LINES = 8
+
+
+@app.command("list")
+def list_sessions(
+    query: Query = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, latest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Sessions, the latest active first.
+
+    Examples:
+
+      ostiary sessions list
+      ostiary sessions list -q 'initiator:me' --json
+    """
+    with Client.here() as client:
+        answer = client.get(_PATH, limit=limit, q=query)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            session["id"],
+            session["initiator"]["username"],
+            session.get("client") or "",
+            ", ".join(session["models"]),
+            session["threads"],
+            count(session["token_usage_summary"]["input_tokens"]),
+            count(session["token_usage_summary"]["output_tokens"]),
+            ago(session["last_active_at"]),
+            one_line(session.get("last_prompt") or "", 80),
+        )
+        for session in answer["sessions"]
+    ]
+    columns = ("ID", "WHO", "CLIENT", "MODELS", "THREADS>", "IN>", "OUT>", "ACTIVE", "LAST PROMPT")
+    print_table(columns, rows, "no sessions yet; point a client at <server>/api/v2/ai-gateway/<provider>")
+
+
+@app.command()
+def show(
+    session_id: Annotated[str, typer.Argument(metavar="ID", help="From `ostiary sessions list`.")],
+    full: Annotated[bool, typer.Option("--full", help="Texts whole, however long.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One session: its threads with prompts, thoughts, tool calls and tokens.
+
+    Example: ostiary sessions show 0197f9a4-52cf-7000-8c5e-2f5d4a1f3a11
+    """
+    with Client.here() as client:
+        session = client.get(f"{_PATH}/{segment(session_id)}")
+    if as_json:
+        print_json(session)
+        return
+    print_fields(
+        [
+            ("session", session["id"]),
+            ("who", session["initiator"]["username"]),
+            ("client", session.get("client")),
+            ("models", ", ".join(session["models"])),
+            ("started", local_time(session["started_at"])),
+            ("ended", local_time(session.get("ended_at"))),
+            ("tokens", _tokens(session["token_usage_summary"])),
+        ]
+    )
+    for thread in session["threads"]:
+        _print_thread(thread, 0 if full else _CONTENT_LINES)
+
+
+def _print_thread(thread: dict[str, Any], lines: int) -> None:
+    say(f"\n{local_time(thread['started_at'])}  {thread['id']}  {one_line(thread['model'])}")
+    if thread.get("prompt"):
+        say(indented(thread["prompt"], "  > ", lines))
+    for action in thread["agentic_actions"]:
+        for thought in action["thinking"]:
+            say(indented(thought["text"], "    ~ ", lines))
+        for call in action["tool_calls"]:
+            say(f"    * {one_line(call['tool'])}")
+            say(indented(call["input"], "        ", lines))
+    say(f"    {_tokens(thread['token_usage'])}")
+    if thread.get("error_type"):
+        say(f"    error: {one_line(thread['error_type'])} {one_line(thread.get('error_message') or '')}")
+
+
+def _tokens(usage: dict[str, Any]) -> str:
+    text = f"{count(usage['input_tokens'])} in, {count(usage['output_tokens'])} out"
+    if usage.get("cache_read_input_tokens"):
+        text += f", {count(usage['cache_read_input_tokens'])} read from cache"
+    if usage.get("cache_write_input_tokens"):
+        text += f", {count(usage['cache_write_input_tokens'])} to cache"
+    return text

@@ -1,0 +1,105 @@
+"""What each process gets, made from the settings. What only a start knows is left to the supervisor (`runtime.plan`)."""
+
+from ostiary.core.secret import Secret
+from ostiary.core.settings import (
+    ControlSettings,
+    FakeSettings,
+    GatewaySettings,
+    LinkSettings,
+    LogSettings,
+    TLSFiles,
+)
+from ostiary.runtime.plan import FakePlan, ServerPlan
+
+from .loading import Loaded
+from .settings import Settings
+
+
+def server_plan(loaded: Loaded) -> ServerPlan:
+    """The plan of `ostiary server`."""
+    settings = loaded.settings
+    log = log_settings(settings)
+    return ServerPlan(
+        data_dir=str(settings.data_dir),
+        listen=settings.listen,
+        workers=settings.workers,
+        metrics_listen=settings.metrics_listen,
+        gateway=gateway_settings(settings),
+        link=link_settings(settings),
+        control=control_settings(loaded),
+        fake=FakePlan(settings.fake_listen, FakeSettings(log)) if settings.demo else None,
+        log=log,
+    )
+
+
+def log_settings(settings: Settings) -> LogSettings:
+    return LogSettings(format=settings.log_format, level=settings.log_level)
+
+
+def gateway_settings(settings: Settings) -> GatewaySettings:
+    """A worker's. The control plane's address and the front-door secret are the supervisor's."""
+    tls = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        tls = TLSFiles(str(settings.tls_cert_file), str(settings.tls_key_file))
+    return GatewaySettings(
+        journal_dir=_journal_dir(settings),
+        tls=tls,
+        log=log_settings(settings),
+        journal_sync=settings.journal_sync,
+        journal_full=settings.journal_full,
+        journal_max_bytes=settings.journal_max_bytes,
+        record_content=settings.record_content,
+        allow_byok=settings.allow_byok,
+        body_memory_max=settings.body_memory_max,
+        auth_grace=settings.auth_grace,
+        connect_timeout=settings.connect_timeout,
+        head_timeout=settings.head_timeout,
+        idle_timeout=settings.idle_timeout,
+        client_head_timeout=settings.client_head_timeout,
+        client_keepalive_timeout=settings.client_keepalive_timeout,
+        client_body_timeout=settings.client_body_timeout,
+        drain_timeout=settings.drain_timeout,
+        max_retries=settings.max_retries,
+        ca_file=str(settings.ca_file or ""),
+        https_proxy=settings.https_proxy.reveal(),
+        no_proxy=settings.no_proxy,
+        egress_allow=settings.egress_allow,
+        keepalive_pool=settings.keepalive_pool,
+    )
+
+
+def link_settings(settings: Settings) -> LinkSettings:
+    """The link's. The control plane's address and the gateway key are the supervisor's."""
+    return LinkSettings(
+        control_url="",
+        gateway_key=Secret(""),
+        journal_dir=_journal_dir(settings),
+        data_dir=str(settings.data_dir),
+        metrics_enabled=settings.metrics_listen is not None,
+        log=log_settings(settings),
+        auth_grace=settings.auth_grace,
+    )
+
+
+def control_settings(loaded: Loaded) -> ControlSettings:
+    """The control plane's. The embedded database's URL, the secrets of a start and the demo are the supervisor's."""
+    settings = loaded.settings
+    return ControlSettings(
+        database_url=settings.database_url,
+        data_dir=str(settings.data_dir),
+        gateway_key=Secret(""),
+        front_door_secret=Secret(""),
+        public_url=settings.public_url,
+        embedded_database=not settings.database_url,
+        encryption_keys=settings.encryption_keys,
+        bootstrap_token=settings.bootstrap_token,
+        seed_environment=dict(loaded.provider_environment),
+        on_drift=settings.on_drift,
+        allow_byok=settings.allow_byok,
+        log=log_settings(settings),
+        structured_logging=settings.structured_logging,
+    )
+
+
+def _journal_dir(settings: Settings) -> str:
+    return str(settings.data_dir / "journal")
