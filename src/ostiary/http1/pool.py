@@ -25,14 +25,20 @@ KEEPALIVE_SECONDS: Final = 60.0
 
 
 class PoolLimits(Protocol):
-    """Times in seconds."""
+    """Times in seconds; `keepalive_pool` is connections per origin."""
 
-    connect_timeout: float
-    head_timeout: float
-    idle_timeout: float
-    keepalive_pool: int
-    https_proxy: str
-    no_proxy: str
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def head_timeout(self) -> float: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def keepalive_pool(self) -> int: ...
+    @property
+    def https_proxy(self) -> str: ...
+    @property
+    def no_proxy(self) -> str: ...
 
 
 class Pool:

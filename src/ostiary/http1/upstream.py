@@ -31,6 +31,8 @@ _CLOSED: Final = 4
 _DISCARD_MAX: Final = 256 * 1024
 """An answer that is not relayed is read through up to this size to keep the connection; else it is closed."""
 
+COMPACT_BYTES: Final = 16 * 1024
+
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Sink = Callable[[bytes], object]
@@ -95,6 +97,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
+        "_compact",
         "_consumer",
         "_head",
         "_left",
@@ -104,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_paused",
         "_pool",
         "_prefix",
+        "_shown",
         "_sink",
         "_state",
         "_to_head_request",
@@ -129,6 +133,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._tracker: _ChunkTracker | None = None
         self._sink: Sink | None = None
         self._observe: Sink | None = None
+        self._compact: Callable[[], object] | None = None
+        self._shown = 0
         self._verbatim = True
         self._paused = False
         self._patient = False
@@ -164,11 +170,22 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.write(data)
         self.request_complete = last
 
-    def relay(self, prefix: bytes, sink: Sink, observe: Sink | None, *, verbatim: bool = True) -> None:
+    def relay(
+        self,
+        prefix: bytes,
+        sink: Sink,
+        observe: Sink | None,
+        *,
+        verbatim: bool = True,
+        compact: Callable[[], object] | None = None,
+    ) -> None:
         """From within `response_head`: write `prefix` and then the body to `sink`, show its payload to `observe`.
 
-        Not `verbatim`: the payload goes to `observe` only, which writes what it wants to write.
+        Not `verbatim`: the payload goes to `observe` only, which writes what it wants to write. `compact` is called after
+        every `COMPACT_BYTES` shown, so that `observe` may be a plain list's append.
         """
+        self._compact = compact
+        self._shown = 0
         self._state = _RELAY
         self._sink = sink
         self._observe = observe
@@ -338,6 +355,8 @@ class UpstreamConnection(asyncio.Protocol):
                 sink(data)
             if tracker.complete:
                 self._complete()
+            elif self._compact is not None:
+                self._count_shown(len(data))
             return
         head = self._head
         assert head is not None
@@ -361,6 +380,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._observe(data)
         if not left:
             self._complete()
+        elif self._compact is not None:
+            self._count_shown(len(data))
+
+    def _count_shown(self, size: int) -> None:
+        self._shown += size
+        if self._shown > COMPACT_BYTES and self._compact is not None:
+            self._shown = 0
+            self._compact()
 
     def _discard_body(self, data: bytes) -> None:
         head = self._head
@@ -383,6 +410,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._tracker = None
         self._sink = None
         self._observe = None
+        self._compact = None
         self._buffer = b""
         self._left = 0
         assert head is not None

@@ -1,0 +1,96 @@
+"""The worker's end of its socket to the link. When the link dies, the supervisor brings a new socket; until then the worker
+serves from what it has."""
+
+import asyncio
+from typing import cast
+
+import structlog
+
+from ostiary.core.messages import (
+    AskAuthorization,
+    AskMetrics,
+    Authorization,
+    FrameReader,
+    LinkMessage,
+    MachineState,
+    Snapshot,
+    WorkerHello,
+    WorkerMessage,
+    encode,
+)
+
+from .worker import Worker
+
+log = structlog.get_logger()
+
+
+class LinkChannel:
+    """Whichever socket is the current one."""
+
+    def __init__(self, hello: WorkerHello) -> None:
+        self._hello = hello
+        self._current: _LinkSocket | None = None
+        self.worker: Worker
+
+    @property
+    def connected(self) -> bool:
+        return self._current is not None
+
+    def send(self, message: WorkerMessage) -> bool:
+        """Whether there was a link to send it to."""
+        current = self._current
+        if current is None:
+            return False
+        current.transport.write(encode(message))
+        return True
+
+    def ask(self, digest: bytes) -> bool:
+        return self.send(AskAuthorization(digest))
+
+    def adopt(self, link: "_LinkSocket") -> None:
+        """A new socket to a new link: it gets told who we are and what we serve from."""
+        previous, self._current = self._current, link
+        if previous is not None:
+            previous.transport.abort()
+            self.worker.authorizations.link_lost()
+        self.send(self._hello)
+
+    def lost(self, link: "_LinkSocket") -> None:
+        if self._current is link:
+            self._current = None
+            log.warning("losing the link; serving on from what is known")
+            self.worker.authorizations.link_lost()
+
+    def receive(self, message: LinkMessage) -> None:
+        worker = self.worker
+        if isinstance(message, Authorization):
+            worker.take_authorization(message)
+        elif isinstance(message, Snapshot):
+            self.send(worker.take_snapshot(message))
+        elif isinstance(message, MachineState):
+            worker.take_machine_state(message)
+        elif isinstance(message, AskMetrics):
+            self.send(worker.metrics_report(message.seq))
+
+
+class _LinkSocket(asyncio.Protocol):
+    def __init__(self, channel: LinkChannel) -> None:
+        self._channel = channel
+        self._reader: FrameReader[LinkMessage] = FrameReader(LinkMessage)
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._channel.adopt(self)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._channel.receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
+        self._channel.lost(self)
+
+
+def link_socket(channel: LinkChannel) -> asyncio.Protocol:
+    """The protocol of a new socket to the link."""
+    return _LinkSocket(channel)

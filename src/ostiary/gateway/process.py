@@ -1,0 +1,129 @@
+"""A worker process: start, the supervisor's orders, drain."""
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+import uuid
+from pathlib import Path
+
+import structlog
+
+from ostiary.core.messages import Drain, Drained, Fatal, NewPeer, Ready, WorkerBoot, WorkerHello
+from ostiary.core.settings import TLSFiles
+from ostiary.core.supervision import Supervision
+from ostiary.http1.pool import client_tls_context
+from ostiary.http1.server import ClientConnection
+
+from .journal import Journal, JournalError
+from .link_channel import LinkChannel, link_socket
+from .worker import Worker
+
+log = structlog.get_logger()
+
+_BACKLOG = 4096
+_REPORT_INTERVAL = 5.0
+
+
+async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
+    """Serve the listening socket `fd` until the supervisor says otherwise. Gives the exit status."""
+    settings = boot.settings
+    journal_id = str(uuid.uuid4())
+    try:
+        journal = Journal.open(Path(settings.journal_dir), settings, journal_id, time.monotonic)
+        tls = client_tls_context(settings.ca_file)
+        listener_tls = ServerTLS(settings.tls) if settings.tls is not None else None
+    except JournalError as error:
+        supervision.report(Fatal(str(error)))
+        return 1
+    except (OSError, ssl.SSLError) as error:
+        supervision.report(Fatal(f"cannot load a TLS file (ca_file, tls_cert_file, tls_key_file): {error}"))
+        return 1
+    channel = LinkChannel(WorkerHello(boot.worker, journal_id, os.getpid()))
+    worker = Worker(settings, journal, tls, channel.ask)
+    channel.worker = worker
+    loop = asyncio.get_running_loop()
+    connections = worker.connections
+    server = await loop.create_server(
+        lambda: ClientConnection(connections),
+        sock=socket.socket(fileno=fd),
+        ssl=listener_tls.context if listener_tls is not None else None,
+        backlog=_BACKLOG,
+    )
+    supervision.report(Ready())
+    cut = asyncio.Event()
+    ticking = asyncio.create_task(_tick(worker, channel, listener_tls))
+    try:
+        await _follow_orders(supervision, channel)
+        ordering = asyncio.create_task(_second_drain(supervision, channel, cut))
+        server.close()
+        await worker.drain(cut)
+        ordering.cancel()
+    finally:
+        ticking.cancel()
+        channel.send(worker.metrics_report())
+        journal.close()
+    supervision.report(Drained())
+    return 0
+
+
+async def _follow_orders(supervision: Supervision, channel: LinkChannel) -> None:
+    """Until the first `Drain`."""
+    while True:
+        order, fd = await supervision.next_order()
+        if isinstance(order, Drain):
+            return
+        if isinstance(order, NewPeer) and fd is not None:
+            await _connect_link(channel, fd)
+
+
+async def _second_drain(supervision: Supervision, channel: LinkChannel, cut: asyncio.Event) -> None:
+    await _follow_orders(supervision, channel)
+    cut.set()
+
+
+async def _connect_link(channel: LinkChannel, fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.create_unix_connection(lambda: link_socket(channel), sock=socket.socket(fileno=fd))
+
+
+async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS | None") -> None:
+    reported = time.monotonic()
+    while True:
+        await asyncio.sleep(worker.tick)
+        worker.sweep()
+        now = time.monotonic()
+        if now - reported >= _REPORT_INTERVAL:
+            reported = now
+            channel.send(worker.metrics_report())
+            if listener_tls is not None:
+                listener_tls.reload_if_changed()
+
+
+class ServerTLS:
+    """The listener's TLS. Files that change are read again; a broken new one leaves the old in place."""
+
+    def __init__(self, files: TLSFiles) -> None:
+        self._files = files
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
+        self._stamp = self._stat()
+        self.context.load_cert_chain(files.cert_file, files.key_file)
+
+    def reload_if_changed(self) -> None:
+        try:
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self.context.load_cert_chain(self._files.cert_file, self._files.key_file)
+        except (OSError, ssl.SSLError) as error:
+            log.error("keeping the old certificate", error=str(error))
+        else:
+            log.info("loading a changed certificate", cert_file=self._files.cert_file)
+
+    def _stat(self) -> tuple[tuple[int, int], ...]:
+        stats = [Path(name).stat() for name in (self._files.cert_file, self._files.key_file)]
+        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in stats)

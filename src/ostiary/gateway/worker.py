@@ -1,0 +1,212 @@
+"""One worker's application: what its connections, exchanges and orders share."""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import structlog
+
+from ostiary.core.messages import Authorization, MachineState, MetricsReport, Serving
+from ostiary.core.messages import Snapshot as SnapshotMessage
+from ostiary.core.settings import GatewaySettings
+from ostiary.http1.errors import HeadError
+from ostiary.http1.head import RequestHead
+from ostiary.http1.origin import Origin, parse_networks, split_base_url
+from ostiary.http1.pool import Pool
+from ostiary.http1.server import ClientConnection, Connections
+
+from .authorizations import Authorizations
+from .exchange import Exchange
+from .front_door import FrontDoorExchange
+from .journal import Journal, JournalError
+from .metrics import GatewayMetrics
+from .refusals import Refusal, error_body, refusal_head, shape_of
+from .routes import split_path
+from .snapshot import Snapshot, build_snapshot
+
+log = structlog.get_logger()
+
+_TICK_MAX: Final = 1.0
+_JOURNAL_LOG_INTERVAL: Final = 5.0
+
+
+class LiveExchange(Protocol):
+    """A request under way."""
+
+    def interrupt(self) -> None:
+        """Cut it and settle it."""
+
+
+class _ServerTimes:
+    """`ServerLimits` of the settings."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.head_timeout = settings.client_head_timeout
+        self.keepalive_timeout = settings.client_keepalive_timeout
+        self.body_timeout = settings.client_body_timeout
+
+
+class Worker:
+    """Implements `http1.server.Application`. `ask` puts a token's digest to the link and says whether it could."""
+
+    def __init__(
+        self, settings: GatewaySettings, journal: Journal, tls: ssl.SSLContext, ask: Callable[[bytes], bool]
+    ) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.metrics = GatewayMetrics()
+        self.snapshot: Snapshot | None = None
+        self.revision = 0
+        self.machine = MachineState(ready=False, link_up=False)
+        self.draining = False
+        self.cutting = False
+        self.authorizations = Authorizations(ask, time.monotonic, time.time, settings.auth_grace)
+        times = _ServerTimes(settings)
+        shortest = min(settings.head_timeout, settings.idle_timeout, times.head_timeout, times.body_timeout)
+        self.tick = min(_TICK_MAX, shortest / 4)
+        self.connections = Connections(self, times, self.tick)
+        self.pool = Pool(settings, tls, tick=self.tick, egress_allow=parse_networks(settings.egress_allow))
+        self._control: Origin | None = split_base_url(settings.control_url)[0] if settings.control_url else None
+        self._standalone = settings.mode == "standalone"
+        self._live: set[LiveExchange] = set()
+        self._body_memory = 0
+        self._large: deque[Callable[[], None]] = deque()
+        self._journal_logged_at = 0.0
+        self._drained: asyncio.Future[None] | None = None
+
+    # --- http1.server.Application
+
+    def begin(self, connection: ClientConnection, head: RequestHead) -> None:
+        """A request has come."""
+        path = head.path
+        target = split_path(path, standalone=self._standalone)
+        if target is not None and not head.upgrade.startswith(b"websocket"):
+            exchange = Exchange(self, connection, head, target)
+            self._live.add(exchange)
+            exchange.begin()
+        elif head.upgrade.startswith(b"websocket"):
+            self._answer(connection, path, Refusal(501, "upgrade", "WebSocket is not supported here, use HTTP."))
+        elif path == b"/healthz":
+            connection.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
+        elif path == b"/readyz":
+            ready = self.snapshot is not None and self.machine.ready and not self.draining
+            status = b"200 OK" if ready else b"503 Service Unavailable"
+            connection.answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
+        elif self._control is not None:
+            relay = FrontDoorExchange(self, connection, head)
+            self._live.add(relay)
+            relay.begin(self._control)
+        else:
+            self._answer(connection, path, Refusal(404, "unknown_path", "There is nothing at this path."))
+
+    def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:  # noqa: ARG002 - part of the interface
+        self.metrics.refused("bad_head")
+        body = error_body("rest", error.status, error.reason)
+        refusal = Refusal(error.status, "bad_head", error.reason)
+        return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
+
+    def _answer(self, connection: ClientConnection, path: bytes, refusal: Refusal) -> None:
+        self.metrics.refused(refusal.reason)
+        body = error_body(shape_of(path, None), refusal.status, refusal.message)
+        connection.answer(refusal_head(refusal, len(body), b""), body)
+
+    # --- for exchanges
+
+    def ended(self, exchange: LiveExchange) -> None:
+        self._live.discard(exchange)
+        if self._drained is not None and not self._live and not self._drained.done():
+            self._drained.set_result(None)
+
+    def reserve_body(self, size: int) -> bool:
+        """Take `size` bytes of the memory for request bodies; False when it is used up."""
+        if size > 0 and self._body_memory + size > self.settings.body_memory_max:
+            return False
+        self._body_memory += size
+        return True
+
+    def release_body(self, size: int) -> None:
+        self._body_memory -= size
+
+    def check_large(self, check: Callable[[], None]) -> None:
+        """Check a large body when its turn comes: one at a time, other requests in between."""
+        self._large.append(check)
+        if len(self._large) == 1:
+            asyncio.get_running_loop().call_soon(self._check_next_large)
+
+    def _check_next_large(self) -> None:
+        try:
+            self._large[0]()
+        finally:
+            self._large.popleft()
+            if self._large:
+                asyncio.get_running_loop().call_later(0, self._check_next_large)
+
+    def log_journal_failure(self, error: JournalError) -> None:
+        """At most one line every few seconds: a full disk concerns every request."""
+        now = time.monotonic()
+        if now - self._journal_logged_at > _JOURNAL_LOG_INTERVAL:
+            self._journal_logged_at = now
+            log.error("refusing what cannot be recorded", error=str(error))
+
+    # --- from the link
+
+    def take_snapshot(self, message: SnapshotMessage) -> Serving:
+        """Swap in a new set of providers; requests in flight keep theirs."""
+        snapshot = build_snapshot(message.revision, message.providers, allow_byok=self.settings.allow_byok)
+        self.snapshot = snapshot
+        self.revision = message.revision
+        for name, error in snapshot.errors.items():
+            log.warning("skipping misconfigured provider", provider_name=name, error=error)
+        return Serving(message.revision, snapshot.errors)
+
+    def take_authorization(self, message: Authorization) -> None:
+        self.authorizations.receive(message)
+
+    def take_machine_state(self, message: MachineState) -> None:
+        self.machine = message
+
+    def metrics_report(self, seq: int = 0) -> MetricsReport:
+        metrics = self.metrics
+        journal = self.journal
+        metrics.journal_records[0] = float(journal.seq)
+        metrics.journal_bytes[0] = float(journal.used_bytes)
+        metrics.journal_refusals[0] = float(journal.refusals)
+        metrics.journal_sync_failures[0] = float(journal.sync_failures)
+        metrics.client_connections[0] = float(len(self.connections))
+        metrics.upstream_idle[0] = float(self.pool.idle_count)
+        return MetricsReport(metrics.report(), seq)
+
+    # --- time
+
+    def sweep(self) -> None:
+        """Every `tick` seconds."""
+        self.connections.sweep()
+        self.pool.sweep()
+        self.authorizations.sweep()
+
+    # --- the end
+
+    async def drain(self, cut: asyncio.Event) -> None:
+        """Finish what runs, up to `drain_timeout` or until `cut` is set; then cut and record the rest as interrupted."""
+        self.draining = True
+        self.connections.close_idle()
+        if self._live:
+            self._drained = asyncio.get_running_loop().create_future()
+            cutting = asyncio.create_task(_cut_short(cut, self._drained))
+            await asyncio.wait({self._drained}, timeout=self.settings.drain_timeout)
+            cutting.cancel()
+        self.cutting = True
+        if self._live:
+            log.warning("cutting live requests", count=len(self._live))
+        for exchange in tuple(self._live):
+            exchange.interrupt()
+        self.pool.close()
+
+
+async def _cut_short(cut: asyncio.Event, drained: "asyncio.Future[None]") -> None:
+    await cut.wait()
+    if not drained.done():
+        drained.set_result(None)
