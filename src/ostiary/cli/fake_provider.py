@@ -22,8 +22,8 @@ def fake_provider(
 ) -> int:
     """Start a provider that answers like OpenAI and Anthropic, without a key and without cost.
 
-    It speaks Chat Completions, Responses and Messages, blocking and streaming. What it answers can be asked for in the
-    request: docs/fake-provider.md.
+    It speaks Chat Completions, Responses and Messages, blocking and streaming.
+    What it answers can be asked for in the request: docs/fake-provider.md.
 
     Examples:
 

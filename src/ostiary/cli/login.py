@@ -27,7 +27,8 @@ def login(
 ) -> None:
     """Remember a server and your token, for all commands that talk to one. The token is tried first.
 
-    It is kept in a file that only you can read. OSTIARY_URL and OSTIARY_TOKEN go before it.
+    It is kept in a file that only you can read. OSTIARY_URL and OSTIARY_TOKEN
+    go before it.
 
     Examples:
 
