@@ -86,11 +86,9 @@ async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped
 
 def cause(error: BaseException) -> str:
     """What went wrong, on one line, without row contents, statements or parameters."""
-    found: BaseException | None = error
-    if isinstance(error, sa_exc.DBAPIError):
-        # SQLAlchemy's adapter wraps asyncpg's own error once more
-        found = error.orig
-        found = getattr(found, "driver_exception", None) or (found.__cause__ if found else None) or found
+    found = error.driver_exception if isinstance(error, sa_exc.DBAPIError) else error
+    if isinstance(found, asyncpg.DataError):
+        return f"{type(found).__name__} (SQLSTATE {found.sqlstate})"  # its message quotes the value
     if isinstance(found, asyncpg.PostgresError):
         return f"{found.args[0]} (SQLSTATE {found.sqlstate})".replace("\n", " ")
     if isinstance(found, sa_exc.TimeoutError):

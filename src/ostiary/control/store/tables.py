@@ -266,7 +266,9 @@ tool_usages = _child(
     Column("invocation_error", Text, nullable=True),
     Column("truncated", Boolean, nullable=False, server_default=text("false")),
     _time("created_at"),
-    Index("tool_usages_tool_call", "tool_call_id", postgresql_where=text("tool_call_id is not null")),
+    Index(
+        "tool_usages_tool_call", "tool_call_id", "interception_id", postgresql_where=text("tool_call_id is not null")
+    ),
 )
 
 model_thoughts = _child(

@@ -241,7 +241,7 @@ _STATEMENTS = (
         PRIMARY KEY (interception_id, id)
     ) PARTITION BY RANGE (interception_id)
     """,
-    "CREATE INDEX tool_usages_tool_call ON tool_usages (tool_call_id) WHERE tool_call_id is not null",
+    "CREATE INDEX tool_usages_tool_call ON tool_usages (tool_call_id, interception_id) WHERE tool_call_id is not null",
     """
     CREATE TABLE model_thoughts (
         interception_id uuid NOT NULL,
