@@ -119,3 +119,9 @@ class FakeSettings(Struct, frozen=True):
     """The fake provider."""
 
     log: LogSettings = LogSettings()
+    tls: TLSFiles | None = None
+    ledger: Literal["counts", "marks", "full"] = "counts"
+    """How much it notes of each request that reaches it; `ostiary.fake.ledger`."""
+    ledger_file: str = ""
+    """Append what is noted to this file."""
+    drain_timeout: float = 10.0
