@@ -1,0 +1,288 @@
+"""A whole running server for end-to-end tests: `ostiary server` and a fake provider as real processes.
+
+`server` is shared by the tests of one xdist worker; tests that kill, drain or reconfigure take `start_server` and get their
+own. Everything is on loopback, in a directory of the test run, and ends with it.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+OSTIARY = [sys.executable, "-m", "ostiary"]
+OWNER_TOKEN = "bootstrap-token-of-the-tests-0123456789"
+PROVIDER_KEY = "sk-provider-key-of-the-tests-0123456789"
+START_SECONDS = 40.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(check: Callable[[], Any], *, within: float = 15.0, every: float = 0.02, what: str = "") -> Any:
+    """What `check` gives once that is true; fails when it is not within so many seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        found = check()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {within} s: {what or check}"
+        time.sleep(every)
+
+
+class FakeProvider:
+    """The fake provider as a process of its own, with its ledger."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.log = directory / "fake.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ostiary.fake", "--listen", "127.0.0.1:0", "--ledger", "full", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(),
+            )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().decode().strip()
+        self.client = httpx.Client(base_url=self.url, timeout=10)
+
+    def requests(self, **query: Any) -> dict[str, Any]:
+        return self.client.get("/fake/requests", params=query).raise_for_status().json()
+
+    def reset(self) -> None:
+        self.client.delete("/fake/requests").raise_for_status()
+        self.client.delete("/fake/replay").raise_for_status()
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Server:
+    """`ostiary server`, started as a user would."""
+
+    def __init__(self, directory: Path, fake: FakeProvider | None, *arguments: str, **variables: str) -> None:
+        self.directory = directory
+        self.data_dir = directory / "data"
+        self.log = directory / "server.log"
+        self.fake = fake
+        self.port = free_port()
+        self.metrics_port = free_port()
+        self.scheme = "https" if "--tls-cert-file" in arguments else "http"
+        self.url = f"{self.scheme}://127.0.0.1:{self.port}"
+        self.metrics_url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        self._arguments = arguments
+        self._variables = {"OSTIARY_BOOTSTRAP_TOKEN": OWNER_TOKEN, **variables}
+        if fake is not None:
+            self._variables |= {
+                "OSTIARY_PROVIDER_0_TYPE": "openai",
+                "OSTIARY_PROVIDER_0_NAME": "openai",
+                "OSTIARY_PROVIDER_0_KEY": PROVIDER_KEY,
+                "OSTIARY_PROVIDER_0_BASE_URL": f"{fake.url}/v1",
+                "OSTIARY_PROVIDER_1_TYPE": "anthropic",
+                "OSTIARY_PROVIDER_1_NAME": "anthropic",
+                "OSTIARY_PROVIDER_1_KEY": PROVIDER_KEY,
+                "OSTIARY_PROVIDER_1_BASE_URL": fake.url,
+            } | {name: value for name, value in variables.items() if name.startswith("OSTIARY_PROVIDER_")}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, ready: bool = True) -> "Server":
+        command = [
+            *OSTIARY,
+            "server",
+            *("--listen", f"127.0.0.1:{self.port}"),
+            *("--metrics-listen", f"127.0.0.1:{self.metrics_port}"),
+            *("--data-dir", str(self.data_dir)),
+            *self._arguments,
+        ]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=_environment(**self._variables),
+            )
+        if ready:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        eventually(self.is_ready, within=START_SECONDS, what=f"ready; log:\n{self.tail()}")
+
+    def is_ready(self) -> bool:
+        process = self.process
+        assert process is not None
+        assert process.poll() is None, f"the server ended with {process.returncode}:\n{self.tail()}"
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2, verify=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self, *, within: float = 60.0) -> int:
+        """SIGTERM; gives the exit status."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return process.returncode if process is not None else 0
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(within)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+            raise AssertionError(f"the server did not stop within {within} s:\n{self.tail()}") from None
+
+    def kill(self) -> None:
+        """`kill -9` of the supervisor, and the wait until nothing of it is left."""
+        assert self.process is not None
+        family = descendants(self.process.pid)
+        self.process.kill()
+        self.process.wait(10)
+        eventually(lambda: not any(alive(pid) for pid in family), what="all processes ended with their supervisor")
+
+    def children(self, kind: str) -> list[int]:
+        """Pids of the child processes of a kind: worker, link, control, fake."""
+        assert self.process is not None
+        return [pid for pid in descendants(self.process.pid) if f"ostiary.runtime.child {kind}" in command_line(pid)]
+
+    def client(self, token: str = OWNER_TOKEN) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=20, verify=False)
+
+    def get(self, path: str, **query: Any) -> Any:
+        with self.client() as client:
+            return client.get(path, params=query).raise_for_status().json()
+
+    def interception(self, interception_id: str) -> dict[str, Any]:
+        """Everything recorded of an interception, once its end has arrived in the database."""
+
+        def ended() -> dict[str, Any] | None:
+            with self.client() as client:
+                answer = client.get(f"/api/v2/ai-gateway/interceptions/{interception_id}")
+            if answer.status_code != 200:
+                return None
+            found: dict[str, Any] = answer.json()
+            return found if found["ended_at"] else None
+
+        found: dict[str, Any] = eventually(ended, what=f"the record of {interception_id}")
+        return found
+
+    def interceptions(self, **query: Any) -> list[dict[str, Any]]:
+        """All of them, newest first."""
+        results: list[dict[str, Any]] = []
+        after: dict[str, str] = {}
+        while True:
+            page = self.get("/api/v2/ai-gateway/interceptions", limit=1000, **after, **query)["results"]
+            results += page
+            if len(page) < 1000:
+                return results
+            after = {"after_id": page[-1]["id"]}
+
+    def new_token(self, username: str, **fields: Any) -> str:
+        """A token of a user, who is made if need be."""
+        with self.client() as client:
+            made = client.post("/api/v2/users", json={"username": username, "role": "member", **fields})
+            assert made.status_code in (201, 409), made.text
+            answer = client.post("/api/v2/tokens", json={"name": f"t-{secrets.token_hex(4)}", "user": username})
+            assert answer.status_code == 201, answer.text
+            token: str = answer.json()["token"]
+            return token
+
+    def tail(self, lines: int = 60) -> str:
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OSTIARY_", "CODER_", "OPENAI_"))}
+    kept.pop("ANTHROPIC_API_KEY", None)
+    return kept | variables
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, itself left out."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProvider]:
+    provider = FakeProvider(tmp_path_factory.mktemp("fake"))
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, fake: FakeProvider) -> Iterator[Server]:
+    """One for all tests that only use it."""
+    running = Server(tmp_path_factory.mktemp("server"), fake, "--workers", "2").start()
+    yield running
+    assert running.stop() == 0, running.tail()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers of one test: `start_server(fake, *arguments, **variables)`."""
+    started: list[Server] = []
+
+    def start(fake: FakeProvider | None, *arguments: str, ready: bool = True, **variables: str) -> Server:
+        directory = tmp_path / f"server-{len(started)}"
+        directory.mkdir()
+        one = Server(directory, fake, *arguments, **variables)
+        started.append(one)
+        return one.start(ready=ready)
+
+    yield start
+    for one in started:
+        if one.process is not None and one.process.poll() is None:
+            one.kill()
+
+
+@pytest.fixture
+def own_fake(tmp_path: Path) -> Iterator[FakeProvider]:
+    """A fake provider of one test, whose ledger nobody else writes to."""
+    provider = FakeProvider(tmp_path)
+    yield provider
+    provider.stop()
