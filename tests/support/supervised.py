@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from ostiary.runtime.plan import Address, FakePlan, ServerPlan
 ROOT = Path(__file__).parents[2]
 SMALL_CHILDREN = {kind: f"tests.support.small_children:{kind}" for kind in ("worker", "link", "control", "fake")}
 T = TypeVar("T")
+_numbers = count()
 
 
 class Job(msgspec.Struct):
@@ -69,13 +71,13 @@ class Supervised:
     def __init__(self, plan: ServerPlan, entries: dict[str, str], python: str, **popen: Any) -> None:
         self.data_dir = Path(plan.data_dir)
         job = msgspec.json.encode(Job(plan, entries), enc_hook=secret_enc_hook)
-        self._out = self.data_dir.with_name(self.data_dir.name + ".out")
-        self._err = self.data_dir.with_name(self.data_dir.name + ".err")
+        number = next(_numbers)
+        self._out = self.data_dir.with_name(f"{self.data_dir.name}.{number}.out")
+        self._err = self.data_dir.with_name(f"{self.data_dir.name}.{number}.err")
         options: dict[str, Any] = {"cwd": ROOT} | popen
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [python, "-m", "tests.support.supervised"], stdin=subprocess.PIPE, stdout=out, stderr=err, **options
-            )
+            files = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err}
+            self.process = subprocess.Popen([python, "-m", "tests.support.supervised"], **(files | options))
         assert self.process.stdin is not None
         self.process.stdin.write(job)
         self.process.stdin.close()
@@ -102,9 +104,9 @@ class Supervised:
         """The processes below the supervisor, by name (`postgres`: the postmaster)."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
-            argv = child.cmdline()
-            name = argv[3] if "ostiary.runtime.child" in argv else Path(argv[0]).name if argv else ""
-            found[name] = child.pid
+            with suppress(psutil.Error, IndexError):
+                argv = child.cmdline()
+                found[argv[3] if "ostiary.runtime.child" in argv else Path(argv[0]).name] = child.pid
         return found
 
     def family(self) -> list[psutil.Process]:
