@@ -1,7 +1,7 @@
 """A migrated database for each test: a clone of one template per run.
 
-`database_url` is an empty but migrated database; `new_database()` of it makes more. The clone is by file copy
-(`CREATE DATABASE ... TEMPLATE`), some tens of milliseconds.
+`database_url` is an empty but migrated database; `new_database()` of it makes more. The clone is a copy of files
+(`CREATE DATABASE ... TEMPLATE`), a tenth of a second or so.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ Rules
 - Bulk work takes the asyncpg connection itself (`driver`); a transaction is then that of asyncpg.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -100,6 +101,14 @@ def cause(error: BaseException) -> str:
     if isinstance(found, asyncpg.InterfaceError):
         return str(found).replace("\n", " ")
     return type(found).__name__
+
+
+def where(error: BaseException) -> str:
+    """Where an unexpected error was raised, for logs that may not show its text: that may quote a row."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
 
 
 def _dsn(url: Secret) -> Secret:

@@ -43,7 +43,7 @@ MAX_KEYS = 32
 NAME_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 RESERVED_NAMES = frozenset(
     (
-        *("keys", "interceptions", "sessions", "models", "clients", "replicas", "spend", "serve", "proxy"),
+        *("keys", "interceptions", "sessions", "models", "clients", "journals", "replicas", "spend", "serve", "proxy"),
         *("api", "healthz", "readyz", "metrics", "docs", "openapi"),
     )
 )

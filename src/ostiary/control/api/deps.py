@@ -4,16 +4,13 @@ Rules
 - A token is read from `Authorization: Bearer`, else `X-Ostiary-Token`, else `X-Api-Key`. No token, an unknown one, an
   expired one, one of a suspended person: 401, and the answer does not tell them apart.
 - `owner` may do what any role may.
-- `X-Forwarded-For` is believed only beside this start's front-door secret: only a gateway worker knows it.
 """
 
-import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated, Any, Final, cast
 
 from fastapi import Depends, Request
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
@@ -21,22 +18,15 @@ from ostiary.control import identity
 from ostiary.control.identity import Person
 from ostiary.control.state import ControlPlane
 from ostiary.core.identity import Role
-from ostiary.core.ids import new_id
 from ostiary.core.secret import Secret
 
+from .edge import Origin
 from .errors import ApiError
 
-HEADER_FRONT_DOOR: Final = "X-Ostiary-Front-Door"
-HEADER_REQUEST_ID: Final = "X-Ostiary-Request-Id"
+READ_TIMEOUT: Final = "15s"
+"""What one query of an answer may take."""
+
 HEADER_TOKEN: Final = "X-Ostiary-Token"  # noqa: S105  a header's name
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a request came from, as audit entries tell it."""
-
-    source_ip: str
-    request_id: str
 
 
 def control_plane(request: Request) -> ControlPlane:
@@ -96,30 +86,15 @@ def require_role(*roles: Role) -> Callable[[Person], Coroutine[Any, Any, Person]
 
 def request_origin(request: Request) -> Origin:
     """The client's address and the id under which this request is logged."""
-    secret = control_plane(request).settings.front_door_secret
-    headers = request.headers
-    client = request.client.host if request.client else ""
-    if not secret or not hmac.compare_digest(
-        headers.get(HEADER_FRONT_DOOR, "").encode(errors="replace"), secret.reveal().encode()
-    ):
-        return Origin(client, new_id())
-    # the front door appends the address it saw: what stands before it is the client's own claim
-    forwarded = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    return Origin(_address(forwarded) or client, headers.get(HEADER_REQUEST_ID, "")[:64] or new_id())
+    return cast("Origin", request.state.origin)
 
 
 async def read_connection(request: Request) -> AsyncIterator[AsyncConnection]:
     """A connection in a read-only transaction of one moment, for an answer made of several queries."""
     async with engine(request).connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        await connection.execute(text("SELECT set_config('statement_timeout', :limit, true)"), {"limit": READ_TIMEOUT})
         yield connection
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        return ""
 
 
 CurrentUser = Annotated[Person, Depends(current_user)]

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ostiary.control.database import DATABASE_ERRORS, cause
+from ostiary.control.database import DATABASE_ERRORS, cause, where
 
 log = structlog.get_logger(__name__)
 
@@ -100,5 +100,5 @@ async def _database_error(request: Request, exc: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, exc: Exception) -> JSONResponse:
-    log.error("failing request by a bug", path=request.url.path, error=type(exc).__name__)
+    log.error("failing request by a bug", path=request.url.path, error=type(exc).__name__, at=where(exc))
     return _answer(500, ErrorBody(message="Internal error.", detail="This is a bug; the server's log has more."))

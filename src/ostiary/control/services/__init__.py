@@ -1,1 +1,12 @@
-"""The RPC side of the control plane."""
+"""The RPC side of the control plane (design §9): what gateways ask and tell.
+
+`gate`        who may call, with which version; nothing behind it sees a stranger's request
+`recorder`    Recorder.Record
+`authorizer`  Authorizer.IsAuthorized
+`providers`   ProviderConfigurator.GetAIProviders, and how a `ProviderSpec` looks on the wire
+`mount`       the three under one ASGI application
+"""
+
+from .mount import RPC_PATHS, rpc_application
+
+__all__ = ["RPC_PATHS", "rpc_application"]
