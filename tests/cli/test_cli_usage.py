@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from ostiary.cli._lazy import LazyCommand
-from ostiary.cli.main import ENTRIES, app, run
+from ostiary.cli.root import ENTRIES, app, run
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -38,7 +38,9 @@ def test_every_command_shows_an_example_that_names_it(path: tuple[str, ...]) -> 
     assert f"ostiary {' '.join(path)}" in text.partition("Example")[2]
 
 
-@pytest.mark.parametrize("path", [path for path in LEAVES if path[-1] in ("list", "show")], ids=" ".join)
+@pytest.mark.parametrize(
+    "path", [path for path in LEAVES if path[-1] in ("list", "show", "status", "plan")], ids=" ".join
+)
 def test_what_shows_something_shows_it_as_json_too(path: tuple[str, ...]) -> None:
     assert "--json" in [option for parameter in LEAVES[path].params for option in parameter.opts]
 
@@ -73,7 +75,7 @@ def test_wrong_usage_is_one_line_with_status_2(
 def test_help_imports_only_what_it_shows() -> None:
     code = (
         "import sys\n"
-        "from ostiary.cli.main import run\n"
+        "from ostiary.cli.root import run\n"
         "run(['--help'])\n"
         "heavy = {'httpx', 'pydantic', 'pydantic_settings', 'fastapi', 'sqlalchemy', 'connectrpc', 'structlog'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"

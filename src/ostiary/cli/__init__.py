@@ -1,6 +1,6 @@
 """The command line.
 
-`main`       entry point, the table of commands, exit statuses: 0 done, 1 failed, 2 wrong usage
+`root`       entry point, the table of commands, exit statuses: 0 done, 1 failed, 2 wrong usage
 `_lazy`      a command's module is imported when the command runs, so `ostiary --help` stays quick
 `failure`    the one exception that ends a command with a line for people
 `client`     the REST API as the commands use it: where the server is, whose token, what its errors mean
@@ -9,6 +9,6 @@
 then one module a command group
 """
 
-from .main import main
+from .root import main
 
 __all__ = ["main"]

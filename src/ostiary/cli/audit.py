@@ -34,7 +34,7 @@ def list_entries(
     """
     filters = {"actor": actor, "action": action, "resource_type": resource_type, "resource": resource}
     with Client.here() as client:
-        entries = client.every("/api/v2/audit", "entries", limit=limit, **filters)
+        entries = client.every("/api/v2/audit", "results", limit=limit, **filters)
     if as_json:
         print_json(entries)
         return

@@ -191,7 +191,7 @@ class Client:
             rows += page
             if len(page) < size:
                 break
-        return rows
+        return rows[:limit]
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._ask("POST", path, body=body)
@@ -224,19 +224,17 @@ class Client:
     def _unreachable(self, exc: httpx.HTTPError) -> str:
         url = self.place.url
         reason = _root_cause(exc)
-        where = f"(from {self.place.url_origin})" if self.place.url_origin != "the default" else ""
+        where = f"{url} (from {self.place.url_origin})" if self.place.url_origin != "the default" else url
         if isinstance(reason, ssl.SSLCertVerificationError):
             return (
-                f"{url} {where} shows a certificate that is not trusted: {reason.verify_message}; "
+                f"{where} shows a certificate that is not trusted: {reason.verify_message}; "
                 "name its CA with SSL_CERT_FILE=ca.pem"
             )
         if isinstance(reason, ssl.SSLError):
-            return f"{url} {where} does not speak TLS as we do ({reason.reason}); is it http:// instead of https://?"
+            return f"{where} does not speak TLS as we do ({reason.reason}); is it http:// instead of https://?"
         if isinstance(exc, httpx.ConnectTimeout | httpx.ConnectError):
             text = "no answer" if isinstance(exc, httpx.ConnectTimeout) else _os_text(reason)
-            return (
-                f"cannot reach {url} {where}: {text}; is `ostiary server` running? For another server set OSTIARY_URL"
-            )
+            return f"cannot reach {where}: {text}; is `ostiary server` running? For another server set OSTIARY_URL"
         if isinstance(exc, httpx.TimeoutException):
             return f"{url} took the request and did not answer within {_TIMEOUT.read:.0f} s; see the server's log"
         return f"the connection to {url} broke ({type(exc).__name__}); see the server's log"

@@ -8,6 +8,7 @@ from ostiary.core.provider_rules import DEFAULT_BASE_URLS, new_name_problem
 from ostiary.core.providers import ProviderType
 
 from ._app import new_app
+from ._settings_flags import ConfigFile, load_or_fail
 from .client import Client, segment
 from .failure import wrong_usage
 from .given import confirm, prompt_secret, read_json_object, read_keys
@@ -47,10 +48,10 @@ def list_providers(as_json: AsJson = False) -> None:
     rows = [
         (
             provider["name"],
-            provider["type"],
-            "enabled" if provider["enabled"] else "disabled",
-            len(provider.get("api_keys") or []),
-            provider["base_url"],
+            provider.get("effective_type", ""),
+            _state(provider["status"]),
+            len(provider["api_keys"]) if "api_keys" in provider else "",
+            provider.get("base_url", ""),
         )
         for provider in providers
     ]
@@ -70,10 +71,22 @@ def show(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         print_json(provider)
         return
-    keys = provider.pop("api_keys", None) or []
-    settings = provider.pop("settings", None) or {}
-    print_fields([(field.replace("_", " "), value) for field, value in provider.items()])
-    print_fields([(f"settings {field.lstrip('_')}", value) for field, value in settings.items()])
+    keys = provider.get("api_keys") or []
+    settings = provider.get("settings") or {}
+    status = provider["status"]
+    print_fields(
+        [
+            *(
+                (field.replace("_", " "), provider.get(field))
+                for field in ("name", "id", "type", "display_name", "base_url")
+            ),
+            ("status", _state(status)),
+            *(("", warning) for warning in (status["warnings"] if isinstance(status, dict) else ())),
+            *((f"settings {field.lstrip('_')}", value) for field, value in settings.items()),
+            ("created", ago(provider.get("created_at"))),
+            ("updated", ago(provider.get("updated_at"))),
+        ]
+    )
     if keys:
         say("")
         print_table(("KEY", "ID", "ADDED"), [(key["masked"], key["id"], ago(key["created_at"])) for key in keys], "")
@@ -211,8 +224,54 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
     say(f"removed {name}")
 
 
+@app.command("plan")
+def plan_(
+    offline: Annotated[bool, typer.Option("--offline", help="Against an empty database, without a server.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """What a start of the server would do with the providers of this environment. Changes nothing.
+
+    Exit status 0 when the start would go on, 1 when it would stop because a
+    provider differs from its row in the database.
+
+    Examples:
+
+      OSTIARY_OPENAI_KEY=sk-... ostiary providers plan
+      ostiary providers plan --offline --json
+    """
+    from .seed_plan import describe, stops, summary
+
+    loaded = load_or_fail({}, config)
+    for warning in loaded.provider_warnings:
+        note(f"ostiary: warning: {warning}")
+    rows: list[dict[str, Any]] = []
+    if not offline:
+        with Client.here() as client:
+            rows = client.get(_PATH, deleted="true")
+    steps = describe(loaded.provider_environment, rows)
+    status = stops(steps, loaded.settings.on_drift)
+    if as_json:
+        print_json({"steps": steps, "would_start": not status})
+        return status
+    columns = ("DO", "NAME", "BECAUSE")
+    print_table(
+        columns, [(step["step"], step["name"], summary(step)) for step in steps], "the environment has no providers"
+    )
+    if status:
+        note("the start would stop: change the provider, remove the variables, or set OSTIARY_ON_DRIFT=warn")
+    return status
+
+
 def _one(name: str) -> str:
     return f"{_PATH}/{segment(name)}"
+
+
+def _state(status: dict[str, Any] | str) -> str:
+    """A provider's status in a word, and why when it is in error. Members are told the word alone."""
+    if isinstance(status, str):
+        return status
+    return f"{status['state']}: {status['reason']}" if status["reason"] else str(status["state"])
 
 
 def _set_enabled(name: str, enabled: bool) -> None:

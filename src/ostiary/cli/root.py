@@ -28,6 +28,7 @@ ENTRIES = {
     "providers": Entry(f"{_HERE}.providers", "Providers and their keys.", _MANAGE),
     "users": Entry(f"{_HERE}.users", "People and services.", _MANAGE),
     "tokens": Entry(f"{_HERE}.tokens", "Tokens by which people and services use the gateway.", _MANAGE),
+    "vault": Entry(f"{_HERE}.vault", "The keys that encrypt at rest, and their rotation.", _MANAGE),
     "sessions": Entry(f"{_HERE}.sessions", "Sessions of agents: threads, prompts, tool calls, tokens.", _RECORD),
     "interceptions": Entry(f"{_HERE}.interceptions", "Single calls and all that is recorded of them.", _RECORD),
     "explain": Entry(f"{_HERE}.explain", "Why a call went where it went, and what took its time.", _RECORD),

@@ -1,0 +1,85 @@
+"""What reaches the terminal."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ostiary.cli.audit import changed_fields
+from ostiary.cli.explain import timeline, trace_lines
+from ostiary.cli.output import ago, clean, indented, one_line, print_fields, print_json, print_table, took
+
+
+@given(st.text())
+def test_no_control_character_gets_through(text: str) -> None:
+    shown = clean("\x1b]0;owned\x07" + text)
+    assert not [char for char in shown if ord(char) < 32 and char not in "\n\t"]
+    assert not [char for char in shown if 0x7F <= ord(char) <= 0x9F]
+    assert "\n" not in one_line(text)
+
+
+@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner), max_leaves=5))
+def test_json_for_a_terminal_is_the_same_json(value: object) -> None:
+    import contextlib
+    import io
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        print_json({"v": value})
+    assert json.loads(printed.getvalue()) == {"v": value}
+    assert "\x1b" not in printed.getvalue()
+
+
+def test_a_table_in_a_pipe_is_not_cut_and_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("A", "N>", "LONG"), [("[red]x[/red]", 5, "y" * 500)], "nothing")
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["A", "N", "LONG"]
+    assert row.split() == ["[red]x[/red]", "5", "y" * 500]
+
+
+def test_an_empty_table_says_so_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("A",), [], "nothing here")
+    assert capsys.readouterr() == ("", "nothing here\n")
+
+
+def test_fields_without_a_value_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields([("one", 1), ("empty", ""), ("none", None), ("three", "x\ny")])
+    assert capsys.readouterr().out == "one    1\nthree  x y\n"
+
+
+def test_distances_in_time() -> None:
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    for seconds, shown in ((0, "0s ago"), (59, "59s ago"), (3600, "1h ago"), (86400 * 3, "3d ago"), (-90, "in 1m")):
+        assert ago((now - timedelta(seconds=seconds)).isoformat(), now) == shown
+    assert ago(None) == ago("nonsense") == ""
+    assert took("2026-11-01T00:00:00Z", "2026-11-01T00:00:01.5Z") == "1.50s"
+
+
+def test_long_texts_say_how_much_is_left_out() -> None:
+    assert indented("a\nb\nc", "> ", 2) == "> a\n> b\n> … 1 more lines"
+
+
+def test_a_trace_reads_as_a_timeline() -> None:
+    lines = timeline(
+        {"identified": 120, "sent": 900},
+        [
+            {"at_us": 300, "key_hint": "sk-a...x", "error": "refused"},
+            {"at_us": 700, "reused_connection": True, "status": 200},
+        ],
+    )
+    assert [" ".join(line.split()) for line in lines] == [
+        "0.120 +0.120 identified",
+        "0.300 +0.180 attempt 1 with sk-a...x on a new connection failed: refused",
+        "0.700 +0.400 attempt 2 on an open connection answered 200",
+        "0.900 +0.200 sent",
+    ]
+    text = "\n".join(trace_lines({"candidates": [["sk-a", "cooling"], ["sk-b", ""]], "edits": ["model"]}))
+    assert "sk-a  cooling" in text
+    assert "sk-b  taken" in text
+
+
+def test_an_audit_entry_names_what_changed() -> None:
+    assert changed_fields({"a": 1, "b": 2, "updated_at": 1}, {"a": 1, "b": 3, "updated_at": 2}) == "b"
+    assert changed_fields(None, {"a": 1}) == ""
