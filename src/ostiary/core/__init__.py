@@ -4,6 +4,7 @@
 `secret`     `Secret`, which prints as ***, and `mask`
 `records`    what a journal frame carries: `InterceptionStart`, `InterceptionEnd`, `WorkerGone`
 `providers`  provider types, settings, `ProviderSpec`
+`provider_rules`, `provider_env`  what a provider may be configured as; the providers the environment describes
 `identity`   who a token is, or why it is refused
 `messages`   what workers, link and supervisor say to each other
 `settings`   the settings each process gets, already checked
