@@ -51,53 +51,53 @@ def _ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_is_written_is_there_after_a_restart(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_what_is_written_is_there_after_a_restart(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         _query(server, "CREATE TABLE kept AS SELECT 42 AS answer")
-    with _running(open_directory / "data") as server:
+    with _running(data_dir) as server:
         assert _query(server, "SELECT answer FROM kept") == 42
 
 
-def test_only_the_password_opens_and_only_over_the_socket(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_only_the_password_opens_and_only_over_the_socket(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         with pytest.raises(asyncpg.InvalidPasswordError):
             _query(server, "SELECT 1", password="wrong")
         assert server.process is not None
         assert psutil.Process(server.process.pid).net_connections("inet") == []
-        assert stat.S_IMODE((open_directory / "data/pg/socket").stat().st_mode) == 0o700
-        assert stat.S_IMODE((open_directory / "data/postgres-password").stat().st_mode) == 0o600
-        rules = (open_directory / "data/pg/data/pg_hba.conf").read_text().splitlines()
+        assert stat.S_IMODE((data_dir / "pg/socket").stat().st_mode) == 0o700
+        assert stat.S_IMODE((data_dir / "postgres-password").stat().st_mode) == 0o600
+        rules = (data_dir / "pg/data/pg_hba.conf").read_text().splitlines()
         methods = {line.split()[-1] for line in rules if line.strip() and not line.startswith("#")}
         assert methods == {"scram-sha-256"}
 
 
-def test_the_password_is_in_no_argument_log_or_repr(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_the_password_is_in_no_argument_log_or_repr(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         assert server.process is not None
-        password = (open_directory / "data/postgres-password").read_text()
+        password = (data_dir / "postgres-password").read_text()
         shown = " ".join(psutil.Process(server.process.pid).cmdline()) + repr(server.url) + repr(vars(server))
         assert len(password) > 30
         assert password not in shown
-        assert password not in (open_directory / "data/log/postgres.log").read_text()
-        assert not (open_directory / "data/pg/initdb-password").exists()
+        assert password not in (data_dir / "log/postgres.log").read_text()
+        assert not (data_dir / "pg/initdb-password").exists()
 
 
-def test_rows_and_statements_stay_out_of_the_log(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_rows_and_statements_stay_out_of_the_log(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         _query(server, "CREATE TABLE prompts (text text PRIMARY KEY CHECK (text <> 'do not log me'))")
         for statement in ("INSERT INTO prompts VALUES ('do not log me')", "SELECT 'do not log me' FROM nowhere"):
             with pytest.raises(asyncpg.PostgresError):
                 _query(server, statement)
-    log = (open_directory / "data/log/postgres.log").read_text()
+    log = (data_dir / "log/postgres.log").read_text()
     assert "violates check constraint" in log
     assert "do not log me" not in log
 
 
 @as_root
-def test_run_as_root_the_server_belongs_to_another_user(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_run_as_root_the_server_belongs_to_another_user(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         assert server.process is not None
-        user = pgbin.server_user(open_directory / "data/pg")
+        user = pgbin.server_user(data_dir / "pg")
         process = psutil.Process(server.process.pid)
         assert process.uids().effective == process.uids().saved == user.uid != 0
         assert process.gids().effective == user.gid
@@ -107,11 +107,11 @@ def test_run_as_root_the_server_belongs_to_another_user(open_directory: Path) ->
         assert set(environment) <= {"LC_ALL", "TZ", "PATH", "PG_GRANDPARENT_PID", "PGLOCALEDIR", "PGSYSCONFDIR"}
 
 
-def test_a_lost_password_file_is_replaced_by_a_new_password(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
+def test_a_lost_password_file_is_replaced_by_a_new_password(data_dir: Path) -> None:
+    with _running(data_dir) as server:
         first = server.url.reveal()
-    (open_directory / "data/postgres-password").unlink()
-    with _running(open_directory / "data") as server:
+    (data_dir / "postgres-password").unlink()
+    with _running(data_dir) as server:
         assert server.url.reveal() != first
         assert _query(server, "SELECT 1") == 1
 
@@ -148,8 +148,7 @@ def _parent_that_launches(data_dir: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death request is Linux's")
-def test_the_server_ends_with_a_killed_parent_and_what_was_committed_is_kept(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_the_server_ends_with_a_killed_parent_and_what_was_committed_is_kept(data_dir: Path) -> None:
     with _running(data_dir) as server:
         _query(server, "CREATE TABLE kept (n int)")
     with _parent_that_launches(data_dir) as parent:
@@ -162,8 +161,7 @@ def test_the_server_ends_with_a_killed_parent_and_what_was_committed_is_kept(ope
         assert _query(server, "SELECT count(*) FROM kept") == 0
 
 
-def test_a_server_that_outlived_its_parent_is_stopped_and_started_anew(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_a_server_that_outlived_its_parent_is_stopped_and_started_anew(data_dir: Path) -> None:
     with _running(data_dir) as survivor:
         assert survivor.process is not None
         with _running(data_dir) as server:
@@ -173,8 +171,7 @@ def test_a_server_that_outlived_its_parent_is_stopped_and_started_anew(open_dire
             assert server.process.pid != survivor.process.pid
 
 
-def test_sessions_of_a_killed_postmaster_are_over_before_the_next_start(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_sessions_of_a_killed_postmaster_are_over_before_the_next_start(data_dir: Path) -> None:
     with _running(data_dir) as first:
         assert first.process is not None
         sessions = psutil.Process(first.process.pid).children()
@@ -184,8 +181,7 @@ def test_sessions_of_a_killed_postmaster_are_over_before_the_next_start(open_dir
             assert _query(server, "SELECT 1") == 1
 
 
-def test_a_recorded_pid_of_another_process_is_left_in_peace(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_a_recorded_pid_of_another_process_is_left_in_peace(data_dir: Path) -> None:
     with _running(data_dir):
         pass
     user = pgbin.server_user(data_dir / "pg")
@@ -200,8 +196,7 @@ def test_a_recorded_pid_of_another_process_is_left_in_peace(open_directory: Path
         stranger.kill()
 
 
-def test_a_cluster_of_another_major_version_is_refused_with_the_way_out(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_a_cluster_of_another_major_version_is_refused_with_the_way_out(data_dir: Path) -> None:
     with _running(data_dir):
         pass
     (data_dir / "pg/data/PG_VERSION").write_text("17\n")
@@ -209,8 +204,7 @@ def test_a_cluster_of_another_major_version_is_refused_with_the_way_out(open_dir
         EmbeddedPostgres(data_dir).prepare()
 
 
-def test_a_broken_cluster_fails_with_the_servers_own_reason(open_directory: Path) -> None:
-    data_dir = open_directory / "data"
+def test_a_broken_cluster_fails_with_the_servers_own_reason(data_dir: Path) -> None:
     with _running(data_dir):
         pass
     (data_dir / "pg/data/global/pg_control").unlink()
@@ -293,9 +287,9 @@ def test_the_user_is_kept_from_start_to_start(open_directory: Path) -> None:
     assert pgbin.server_user(pg_dir).name == "daemon"
 
 
-def test_the_log_is_bounded(open_directory: Path) -> None:
-    with _running(open_directory / "data") as server:
-        log = open_directory / "data/log/postgres.log"
+def test_the_log_is_bounded(data_dir: Path) -> None:
+    with _running(data_dir) as server:
+        log = data_dir / "log/postgres.log"
         with log.open("a") as file:
             file.write("x" * 9 * 1024**2)
         server.rotate_log()

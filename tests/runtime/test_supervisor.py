@@ -48,19 +48,19 @@ def test_everything_is_up_and_told_at_the_terminal(open_directory: Path) -> None
         assert "a secret word" not in server.out, "not on a terminal"
 
 
-def test_the_end_comes_in_the_order_in_which_nothing_is_lost(open_directory: Path) -> None:
-    with supervised(server_plan(open_directory / "data", workers=1)) as server:
+def test_the_end_comes_in_the_order_in_which_nothing_is_lost(data_dir: Path) -> None:
+    with supervised(server_plan(data_dir, workers=1)) as server:
         server.wait_ready()
         family = server.family()
         server.signal(signal.SIGTERM)
         assert server.wait_end() == 0, server.err
         assert _ends(server) == ["worker drain 1", "link", "control"]
         assert all(_gone(process) for process in family)
-        assert not (open_directory / "data/pg/data/postmaster.pid").exists(), "a clean shutdown"
+        assert not (data_dir / "pg/data/postmaster.pid").exists(), "a clean shutdown"
 
 
-def test_nothing_outlives_a_killed_supervisor(open_directory: Path) -> None:
-    with supervised(server_plan(open_directory / "data", workers=2, demo=True)) as server:
+def test_nothing_outlives_a_killed_supervisor(data_dir: Path) -> None:
+    with supervised(server_plan(data_dir, workers=2, demo=True)) as server:
         server.wait_ready()
         family = server.family()
         assert len(family) > 6
@@ -75,13 +75,13 @@ def test_nothing_outlives_a_supervisor_killed_during_the_start(open_directory: P
         eventually(lambda: all(_gone(process) for process in family), "all have ended")
 
 
-def test_a_start_right_after_a_kill_takes_over(open_directory: Path) -> None:
-    plan = server_plan(open_directory / "data", workers=2)
+def test_a_start_right_after_a_kill_takes_over(data_dir: Path) -> None:
+    plan = server_plan(data_dir, workers=2)
     with supervised(plan) as first:
         first.wait_ready()
         port = int(first.out.split("http://127.0.0.1:")[1].split("\n")[0])
         first.process.kill()
-        again = server_plan(open_directory / "data", workers=2, listen=Address("127.0.0.1", port))
+        again = server_plan(data_dir, workers=2, listen=Address("127.0.0.1", port))
         with supervised(again) as second:
             second.wait_ready()
             second.signal(signal.SIGTERM)
@@ -131,13 +131,13 @@ def test_a_connection_made_while_the_worker_is_dead_is_served_by_its_successor(o
                 assert json.loads(lines.readline())["pid"] != first
 
 
-def test_a_killed_postgres_is_started_again(open_directory: Path) -> None:
-    with supervised(server_plan(open_directory / "data", workers=1)) as server:
+def test_a_killed_postgres_is_started_again(data_dir: Path) -> None:
+    with supervised(server_plan(data_dir, workers=1)) as server:
         server.wait_ready()
         before = server.pids()["postgres"]
         os.kill(before, signal.SIGKILL)
         after = eventually(lambda: (pid := server.pids().get("postgres")) != before and pid, "a new postmaster")
-        pid_file = open_directory / "data/pg/data/postmaster.pid"
+        pid_file = data_dir / "pg/data/postmaster.pid"
         eventually(
             lambda: (
                 pid_file.exists()
@@ -164,10 +164,13 @@ def test_a_second_signal_cuts_what_still_runs(open_directory: Path) -> None:
     data_dir = open_directory / "data"
     with supervised(_without_database(data_dir, workers=1)) as server:
         server.wait_ready()
+        port = server.listening_port("worker-0")
         (data_dir / "worker-has-a-stream").touch()
         server.signal(signal.SIGTERM)
         eventually(lambda: _ends(server) == ["worker drain 1"], "the worker drains")
         assert server.process.poll() is None
+        with pytest.raises(ConnectionRefusedError):
+            ask(port)
         server.signal(signal.SIGTERM)
         assert server.wait_end() == 0, server.err
         assert _ends(server) == ["worker drain 1", "worker drain 2", "link"]
@@ -238,10 +241,10 @@ def test_a_second_server_on_the_data_directory_is_refused(open_directory: Path) 
         assert first.process.poll() is None
 
 
-def test_secrets_are_in_no_argument_and_no_environment_of_a_child(open_directory: Path) -> None:
-    with supervised(server_plan(open_directory / "data", workers=1)) as server:
+def test_secrets_are_in_no_argument_and_no_environment_of_a_child(data_dir: Path) -> None:
+    with supervised(server_plan(data_dir, workers=1)) as server:
         server.wait_ready()
-        password = (open_directory / "data/postgres-password").read_text()
+        password = (data_dir / "postgres-password").read_text()
         for process in server.family():
             if process.name().startswith("python"):
                 shown = " ".join(process.cmdline()) + repr(process.environ())
@@ -256,7 +259,7 @@ def test_children_may_open_as_many_files_as_the_system_allows(open_directory: Pa
         assert soft == hard
 
 
-def test_on_a_terminal_what_is_shown_once_is_shown_and_hanging_up_ends(open_directory: Path) -> None:
+def test_on_a_terminal_what_is_shown_once_is_shown_and_hanging_up_ends(data_dir: Path) -> None:
     main_end, terminal = pty.openpty()
     shown = bytearray()
 
@@ -268,7 +271,7 @@ def test_on_a_terminal_what_is_shown_once_is_shown_and_hanging_up_ends(open_dire
             return
 
     reader = threading.Thread(target=read_terminal)
-    with supervised(server_plan(open_directory / "data", workers=1), stdout=terminal) as server:
+    with supervised(server_plan(data_dir, workers=1), stdout=terminal) as server:
         os.close(terminal)
         reader.start()
         eventually(lambda: b"Ostiary is ready" in shown, "ready")

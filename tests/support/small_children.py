@@ -27,6 +27,9 @@ from ostiary.core.messages import (
 )
 from ostiary.core.supervision import Supervision
 
+_peers: list[socket.socket] = []
+"""Kept open."""
+
 
 async def _answer_with(facts: dict[str, object], listener: int) -> asyncio.Server:
     """Answer every connection with one line of JSON."""
@@ -36,7 +39,7 @@ async def _answer_with(facts: dict[str, object], listener: int) -> asyncio.Serve
         await writer.drain()
         writer.close()
 
-    return await asyncio.start_server(answer, sock=socket.socket(fileno=os.dup(listener)))
+    return await asyncio.start_server(answer, sock=socket.socket(fileno=listener))
 
 
 async def worker(boot: WorkerBoot, listener: int, supervision: Supervision) -> int:
@@ -53,20 +56,15 @@ async def worker(boot: WorkerBoot, listener: int, supervision: Supervision) -> i
             assert fd is not None
             peer = socket.socket(fileno=fd)
             peer.send(json.dumps([order.worker, os.getpid()]).encode())
-            facts["peer"] = peer  # keeps it open
-            del facts["peer"]
             _peers.append(peer)
         elif isinstance(order, Drain):
             drains += 1
+            server.close()
             with (knobs / "order-of-ends").open("a") as file:
                 file.write(f"worker drain {drains}\n")
-            server.close()
             if drains == 2 or not (knobs / "worker-has-a-stream").exists():
                 supervision.report(Drained())
                 return 0
-
-
-_peers: list[socket.socket] = []
 
 
 async def link(boot: LinkBoot, listener: int | None, supervision: Supervision) -> int:

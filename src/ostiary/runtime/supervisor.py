@@ -250,9 +250,9 @@ class Supervisor:
     # --- the end
 
     async def _end_everything(self) -> None:
-        await self._end_children(self._workers, self._plan.gateway.drain_timeout + _DRAIN_MARGIN)
         for sock in self._sockets.public:
-            sock.close()
+            sock.close()  # once the workers let go of it too, new connections are refused, not left to wait
+        await self._end_children(self._workers, self._plan.gateway.drain_timeout + _DRAIN_MARGIN)
         await self._end_link()
         if self._control is not None:
             await self._end_children([self._control], _CONTROL_DRAIN)
