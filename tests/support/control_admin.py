@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ostiary.control import identity
 from ostiary.control.api import audit, errors, providers, tokens, users
 from ostiary.control.api import vault as vault_api
+from ostiary.control.api.edge import Edge
 from ostiary.control.identity.tokens import insert_token
 from ostiary.control.identity.users import User, insert_user
 from ostiary.control.state import ControlPlane
@@ -79,6 +80,7 @@ def rest_app(engine: AsyncEngine, settings: ControlSettings, vault: Vault) -> Fa
     """The administrative part of the REST API."""
     app = FastAPI()
     errors.install(app)
+    app.add_middleware(Edge, front_door_secret=settings.front_door_secret)
     for module in (users, tokens, providers, audit, vault_api):
         app.include_router(module.router)
     app.state.control = ControlPlane(engine=engine, settings=settings, vault=vault)
