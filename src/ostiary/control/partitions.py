@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ostiary.core.ids import first_id_at
 
-from .database import DATABASE_ERRORS, cause
+from .database import DATABASE_ERRORS, cause, where
 from .locks import Lock
 from .store.tables import PARTITIONED
 
@@ -91,6 +91,9 @@ async def keep_ahead(engine: AsyncEngine) -> None:
         except DATABASE_ERRORS as exc:
             # four weeks of partitions lie ahead, and behind them the default one
             log.warning("making partitions later", cause=cause(exc))
+            delay = RETRY_INTERVAL
+        except Exception as exc:  # noqa: BLE001  a bug here must not end a control plane that serves
+            log.error("failing to make partitions by a bug", error=type(exc).__name__, at=where(exc))
             delay = RETRY_INTERVAL
 
 

@@ -89,7 +89,9 @@ async def _invalid_request(_request: Request, exc: Exception) -> JSONResponse:
         FieldProblem(field=".".join(str(part) for part in error["loc"][1:]) or "body", detail=error["msg"])
         for error in exc.errors()
     ]
-    return _answer(400, ErrorBody(message="Invalid request.", validations=problems))
+    paging = next((problem.field for problem in problems if problem.field in ("limit", "offset")), None)
+    message = f"Invalid pagination {paging} value." if paging else "Invalid request."
+    return _answer(400, ErrorBody(message=message, validations=problems))
 
 
 async def _database_error(request: Request, exc: Exception) -> JSONResponse:
