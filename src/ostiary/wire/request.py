@@ -1,0 +1,118 @@
+"""What the request readers share: one typed pass over the body, and the text of its last turn.
+
+Rules
+- A request is refused only when it cannot be routed: empty, not JSON, not an object, no string `model`.
+- Earlier turns are passed over undecoded: an agent's body holds its whole history, and only the end of it is new.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+from msgspec import Raw, Struct
+
+from .facts import RequestError
+from .lenient import NO_RAW, LenientDecoder, NestingError
+
+
+class Part(Struct):
+    """An element of a message's content, or of a tool result's."""
+
+    type: str | None = None
+    text: str | None = None
+    tool_use_id: str | None = None
+    content: Raw = NO_RAW
+
+
+PartList = str | list[Part] | None
+
+
+class Message(Struct):
+    """A message of any format, or an input item of a Responses request."""
+
+    role: str | None = None
+    type: str | None = None
+    content: PartList = None
+    tool_call_id: str | None = None
+    call_id: str | None = None
+    output: Raw = NO_RAW
+
+
+class _Contents(Struct):
+    content: PartList = None
+
+
+class Request(Struct):
+    """What every format has."""
+
+    model: str = ""
+    stream: Any = False  # JSON of any shape: only `true` counts
+
+
+R = TypeVar("R", bound=Request)
+
+_messages: Final = LenientDecoder(Message)
+_contents: Final = LenientDecoder(_Contents)
+
+_CURE: Final = 'send a JSON object with a "model"'
+
+
+def decode_request(decoder: LenientDecoder[R], body: bytes) -> R:
+    """The body in the decoder's struct, which has a `model`. Raises `RequestError`."""
+    try:
+        request = decoder.decode(body)
+    except NestingError as exc:
+        raise RequestError("the request body is nested too deeply; send a flatter one") from exc
+    if request is None:
+        if not body.strip():
+            raise RequestError(f"the request body is empty; {_CURE}")
+        if body.lstrip()[:1] in (b"[", b'"') or body.strip() in (b"null", b"true", b"false"):
+            raise RequestError(f"the request body is not a JSON object; {_CURE}")
+        raise RequestError(f"the request body is not JSON; {_CURE}")
+    if not request.model:
+        raise RequestError('the request body has no "model", or one that is not text; name the model to use')
+    return request
+
+
+def message(raw: Raw | bytes) -> Message | None:
+    """One message, or None when it is not an object."""
+    try:
+        return _messages.decode(bytes(raw))
+    except NestingError:
+        return None
+
+
+def backwards(messages: Sequence[Raw]) -> Iterator[Message]:
+    """The messages from the last one on, decoded one by one. Stops at what is no object."""
+    for raw in reversed(messages):
+        found = message(raw)
+        if found is None:
+            return
+        yield found
+
+
+def last_text(content: PartList, kind: str = "text") -> str | None:
+    """A content string, or its last part of a type. None when there is none, or it is empty."""
+    if isinstance(content, str):
+        return content or None
+    for part in reversed(content or ()):
+        if part.type == kind and part.text:
+            return part.text
+    return None
+
+
+def texts(content: PartList, *kinds: str) -> list[str]:
+    """A content string, or the texts of its parts of some types."""
+    if isinstance(content, str):
+        return [content] if content else []
+    return [part.text for part in content or () if part.type in kinds and part.text]
+
+
+def joined_text(raw: Raw, *kinds: str) -> str:
+    """The text of a tool result: a JSON string, or parts whose texts are joined by newlines."""
+    if not raw:
+        return ""
+    try:
+        held = _contents.decode(b'{"content":' + bytes(raw) + b"}")
+    except NestingError:
+        return ""
+    return "\n".join(texts(held.content, *kinds)) if held is not None else ""

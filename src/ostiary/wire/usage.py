@@ -1,0 +1,175 @@
+"""Token numbers as each API reports them (reference D.5), brought to one shape.
+
+Rules
+- The last number a provider sent wins, field by field; numbers are never added up.
+- `input_tokens` excludes what a cache read or took: OpenAI's total includes both, Anthropic's does not.
+- A number that is negative, absurd, or would become negative is clamped and named in `metadata["clamped"]`.
+- What is not a number is as good as absent. Further numbers go into `metadata` when the provider sent them, zero or not.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from .facts import Usage
+from .lenient import object_members, text_of
+
+MAX_TOKENS: Final = 2**53
+"""More than this is not a count of tokens."""
+
+_Object = Mapping[str, Any]  # JSON of any shape
+
+_NOTHING: Final[_Object] = {}
+
+
+class _Numbers:
+    """Takes numbers out of JSON and remembers which had to be clamped."""
+
+    __slots__ = ("clamped", "metadata")
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, int | str] = {}
+        self.clamped: list[str] = []
+
+    def of(self, source: _Object, key: str, name: str) -> int | None:
+        value = source.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return self.within_range(value, name)
+
+    def within_range(self, value: int, name: str) -> int:
+        if 0 <= value <= MAX_TOKENS:
+            return value
+        self.clamped.append(name)
+        return 0 if value < 0 else MAX_TOKENS
+
+    def note(self, source: _Object, key: str, name: str) -> None:
+        if (value := self.of(source, key, name)) is not None:
+            self.metadata[name] = value
+
+    def usage(self, total_input: int, output: int, cache_read: int, cache_write: int, raw: str) -> Usage:
+        """`total_input` includes the cached tokens."""
+        rest = self.within_range(total_input - cache_read - cache_write, "input_tokens")
+        if self.clamped:
+            self.metadata["clamped"] = ",".join(self.clamped)
+        return Usage(rest, output, cache_read, cache_write, self.metadata, raw)
+
+
+def chat_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
+    """Of a chat completion or its usage chunk. None when `raw` is not an object."""
+    source = _object(raw)
+    if source is None:
+        return None
+    numbers = _Numbers()
+    total = numbers.of(source, "prompt_tokens", "prompt_tokens") or 0
+    output = numbers.of(source, "completion_tokens", "output_tokens") or 0
+    prompt = _nested(source, "prompt_tokens_details")
+    cache_read = numbers.of(prompt, "cached_tokens", "cache_read_input_tokens")
+    if cache_read is None:  # DeepSeek's name for it
+        cache_read = numbers.of(source, "prompt_cache_hit_tokens", "cache_read_input_tokens") or 0
+    cache_write = numbers.of(prompt, "cache_write_tokens", "cache_write_input_tokens") or 0
+    numbers.note(prompt, "audio_tokens", "prompt_audio")
+    completion = _nested(source, "completion_tokens_details")
+    numbers.note(completion, "reasoning_tokens", "completion_reasoning")
+    numbers.note(completion, "audio_tokens", "completion_audio")
+    numbers.note(completion, "accepted_prediction_tokens", "completion_accepted_prediction")
+    numbers.note(completion, "rejected_prediction_tokens", "completion_rejected_prediction")
+    if service_tier:
+        numbers.metadata["service_tier"] = service_tier
+    return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
+
+
+def responses_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
+    """Of a `response` object. None when `raw` is not an object."""
+    source = _object(raw)
+    if source is None:
+        return None
+    numbers = _Numbers()
+    total = numbers.of(source, "input_tokens", "input_tokens") or 0
+    output = numbers.of(source, "output_tokens", "output_tokens") or 0
+    details = _nested(source, "input_tokens_details")
+    cache_read = numbers.of(details, "cached_tokens", "cache_read_input_tokens") or 0
+    cache_write = numbers.of(details, "cache_write_tokens", "cache_write_input_tokens") or 0
+    numbers.note(_nested(source, "output_tokens_details"), "reasoning_tokens", "output_reasoning")
+    numbers.note(source, "total_tokens", "total_tokens")
+    if service_tier:
+        numbers.metadata["service_tier"] = service_tier
+    return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
+
+
+class MessagesUsage:
+    """Anthropic's numbers: cumulative over a stream, each report naming only some of the fields."""
+
+    __slots__ = ("_first", "_last", "_merged")
+
+    def __init__(self) -> None:
+        self._merged: dict[str, Any] = {}
+        self._first = ""
+        self._last = ""
+
+    def report(self, raw: Raw | bytes) -> None:
+        """Take one `usage` object. What is not an object is ignored."""
+        source = _object(raw)
+        if source is None:
+            return
+        for key, value in source.items():
+            if isinstance(value, dict):
+                self._merged[key] = {**_nested(self._merged, key), **_without_nulls(value)}
+            elif value is not None:
+                self._merged[key] = value
+        if self._first:
+            self._last = text_of(raw)
+        else:
+            self._first = text_of(raw)
+
+    def usage(self) -> Usage | None:
+        """The final numbers, or None when none were reported."""
+        if not self._first:
+            return None
+        source = self._merged
+        numbers = _Numbers()
+        fresh = numbers.of(source, "input_tokens", "input_tokens") or 0
+        output = numbers.of(source, "output_tokens", "output_tokens") or 0
+        cache_read = numbers.of(source, "cache_read_input_tokens", "cache_read_input_tokens") or 0
+        cache_write = numbers.of(source, "cache_creation_input_tokens", "cache_write_input_tokens") or 0
+        creation = _nested(source, "cache_creation")
+        numbers.note(creation, "ephemeral_5m_input_tokens", "cache_ephemeral_5m_input")
+        numbers.note(creation, "ephemeral_1h_input_tokens", "cache_ephemeral_1h_input")
+        server_tools = _nested(source, "server_tool_use")
+        numbers.note(server_tools, "web_search_requests", "web_search_requests")
+        numbers.note(server_tools, "web_fetch_requests", "web_fetch_requests")
+        numbers.note(_nested(source, "output_tokens_details"), "thinking_tokens", "output_reasoning")
+        tier = source.get("service_tier")
+        if isinstance(tier, str) and tier:
+            numbers.metadata["service_tier"] = tier
+        raw = f"[{self._first},{self._last}]" if self._last else self._first
+        return numbers.usage(fresh + cache_read + cache_write, output, cache_read, cache_write, raw)
+
+
+def _object(raw: Raw | bytes) -> dict[str, Any] | None:
+    try:
+        value = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        members = object_members(raw) or {}
+        value = {key: _value_or_none(member) for key, member in members.items()}
+    return value if isinstance(value, dict) and value else None
+
+
+def _value_or_none(raw: Raw) -> Any:  # JSON of any shape
+    try:
+        return msgspec.json.decode(raw)
+    except ValueError:
+        return None
+
+
+def _nested(source: _Object, key: str) -> _Object:
+    value = source.get(key)
+    return value if isinstance(value, dict) else _NOTHING
+
+
+def _without_nulls(source: _Object) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if value is not None}
