@@ -78,6 +78,8 @@ class Authorization(Struct, frozen=True, tag=True):
     """The control plane could not be asked: keep serving an earlier answer within the grace, else 503."""
     ttl: float = 5.0
     """Seconds this answer may be used without asking again."""
+    age: float = 0.0
+    """Seconds since the control plane confirmed the identity: `auth_grace` counts from then."""
 
 
 class MachineState(Struct, frozen=True, tag=True):

@@ -1,0 +1,99 @@
+"""A worker's socket.
+
+Rules
+- Frames of `core.messages`. What is not one is a bug of ours or of another build: the socket is closed and told.
+- Bounded: a worker that does not read gets the newest snapshot and state once it reads again, and its answers are
+  dropped beyond `MAX_UNREAD` bytes; it asks again.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+import msgspec
+import structlog
+
+from ostiary.core.messages import (
+    AskMetrics,
+    Authorization,
+    FrameReader,
+    LinkMessage,
+    MachineState,
+    Snapshot,
+    WorkerMessage,
+    encode,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_UNREAD = 8 * 1024**2
+_HIGH_WATER = 256 * 1024
+
+
+class Owner(Protocol):
+    def worker_said(self, channel: "Channel", message: WorkerMessage) -> None: ...
+
+    def worker_lost(self, channel: "Channel") -> None: ...
+
+
+class Channel(asyncio.Protocol):
+    """The link's end of one socket; `worker` is the index it was made for."""
+
+    def __init__(self, worker: int, owner: Owner) -> None:
+        self.worker = worker
+        self.dropped = 0
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._reader: FrameReader[WorkerMessage] = FrameReader(WorkerMessage)
+        self._paused = False
+        self._later: dict[type[Snapshot | MachineState], Snapshot | MachineState] = {}
+
+    def send(self, message: Snapshot | MachineState) -> None:
+        """State: only the newest of each kind matters."""
+        if self._paused:
+            self._later[type(message)] = message
+        else:
+            self._write(message)
+
+    def answer(self, message: Authorization | AskMetrics) -> None:
+        transport = self._transport
+        if transport is not None and transport.get_write_buffer_size() > MAX_UNREAD:
+            if not self.dropped:
+                log.warning("dropping answers to a worker that does not read", worker=self.worker)
+            self.dropped += 1
+            return
+        self._write(message)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, message: LinkMessage) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._reader.feed(data):
+                self._owner.worker_said(self, message)
+        except (msgspec.DecodeError, ValueError) as exc:
+            log.error("closing the socket of a worker that speaks something else", worker=self.worker, reason=str(exc))
+            self.close()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        later, self._later = self._later, {}
+        for message in later.values():
+            self.send(message)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._transport = None
+        self._owner.worker_lost(self)

@@ -1,0 +1,208 @@
+"""The control plane's RPC surface as the link calls it.
+
+Rules
+- Every call carries the gateway key, the version and the build, and has a time-out. Nothing is retried here.
+- A failure is a `ControlFailure`. It tells an answer that a control plane gave (a Connect code) from one that something
+  else gave in its place (a plain HTTP status: an ingress, a wrong address).
+- Redirects are not followed and cookies not kept. Towards the loopback no proxy of the environment is used and nothing
+  is compressed.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from connectrpc.client import ConnectClient
+from connectrpc.code import Code
+from connectrpc.compression import Compression
+from connectrpc.compression.gzip import GzipCompression
+from connectrpc.errors import ConnectError
+from google.protobuf.message import Message
+from pyqwest import Client, HTTPTransport, Proxy, Request, Response
+
+from ostiary import __version__
+from ostiary.core.secret import Secret
+from ostiary.rpc import version
+from ostiary.rpc.ostiary_connect import AuthorizerClient, ProviderConfiguratorClient, RecorderClient
+from ostiary.rpc.ostiary_pb2 import (
+    GetAIProvidersRequest,
+    GetAIProvidersResponse,
+    IsAuthorizedRequest,
+    IsAuthorizedResponse,
+    RecordAck,
+    RecordBatch,
+)
+
+CONNECT_TIMEOUT = 5.0
+POLL_TIMEOUT = 5.0
+RECORD_TIMEOUT = 75.0
+"""Seconds; above what the control plane allows a batch to take."""
+MAX_ANSWER = 64 * 1024**2
+_MAX_ERROR_BODY = 64 * 1024
+_MAX_MESSAGE = 300
+
+_Answer = TypeVar("_Answer", bound=Message)
+_Service = TypeVar("_Service", bound=ConnectClient)
+
+
+class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, which callers live with
+    """A call that got no answer, or a refusal. `str()` is one line without secrets."""
+
+    def __init__(self, code: Code, message: str, plain_status: int | None = None) -> None:
+        super().__init__(" ".join(message.split())[:_MAX_MESSAGE] or code.value)
+        self.code = code
+        self.plain_status = plain_status
+        """Set when the answer did not come from a control plane."""
+
+    @property
+    def passing(self) -> bool:
+        """Nobody answered, or not yet: worth another attempt soon."""
+        return self.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELED)
+
+    @property
+    def too_large(self) -> bool:
+        return self.plain_status == 413 or (self.plain_status is None and self.code is Code.RESOURCE_EXHAUSTED)
+
+    def fatal(self, url: str, *, ever_up: bool) -> str | None:
+        """The one line with which the process must end, saying what to do (design §9); None: try again."""
+        if self.plain_status is None and self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+            return (
+                f"the control plane at {url} refuses this gateway's key ({self}): make one with `ostiary gateway keys "
+                "create NAME` and start again with it"
+            )
+        if ever_up:
+            return None
+        if self.plain_status in (401, 403):
+            return (
+                f"something in front of the control plane at {url} answers {self.plain_status}: let requests to "
+                "/ostiary.v1.* through, or correct the control plane's URL"
+            )
+        if self.plain_status == 404 or (self.plain_status is None and self.code is Code.UNIMPLEMENTED):
+            return (
+                f"no control plane that this gateway can use answers at {url} ({self}): correct the URL, or upgrade the "
+                "control plane first"
+            )
+        if self.plain_status is None and self.code is Code.FAILED_PRECONDITION:
+            return f"the control plane at {url} does not take this gateway: {self}"
+        return None
+
+
+class ControlClient:
+    """An async context manager. Its calls take `within` seconds at most and raise `ControlFailure`."""
+
+    def __init__(self, url: str, gateway_key: Secret) -> None:
+        self.url = url.rstrip("/")
+        self._key = gateway_key
+        host = urlsplit(self.url).hostname or ""
+        loopback = _is_loopback(host)
+        self._transport = HTTPTransport(
+            tls_include_system_certs=self.url.startswith("https:"),
+            # only a proxy rule of our own keeps the environment's away; this one matches nothing
+            proxy=Proxy("http://127.0.0.1:9", no_proxy=host) if loopback else None,
+            connect_timeout=CONNECT_TIMEOUT,
+            follow_redirects=False,
+            enable_otel=False,
+        )
+        http = Client(_AnswersOfControlPlanes(self._transport))
+        send: Compression | None = None if loopback else GzipCompression()
+        accept: tuple[Compression, ...] = () if loopback else (GzipCompression(),)
+
+        def service(kind: type[_Service]) -> _Service:
+            return kind(
+                self.url,
+                http_client=http,
+                send_compression=send,
+                accept_compression=accept,
+                read_max_bytes=MAX_ANSWER,
+            )
+
+        self._recorder = service(RecorderClient)
+        self._authorizer = service(AuthorizerClient)
+        self._configurator = service(ProviderConfiguratorClient)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._transport.aclose()
+
+    async def record(self, batch: RecordBatch, within: float = RECORD_TIMEOUT) -> RecordAck:
+        return await self._call(self._recorder.record, batch, within)
+
+    async def is_authorized(self, token_sha256: bytes, within: float) -> IsAuthorizedResponse:
+        return await self._call(self._authorizer.is_authorized, IsAuthorizedRequest(token_sha256=token_sha256), within)
+
+    async def get_ai_providers(self, known_revision: int, within: float = POLL_TIMEOUT) -> GetAIProvidersResponse:
+        request = GetAIProvidersRequest(known_revision=known_revision)
+        return await self._call(self._configurator.get_ai_providers, request, within)
+
+    async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
+        headers = {
+            version.HEADER_GATEWAY_KEY: self._key.reveal(),
+            version.HEADER_API_VERSION: version.CURRENT,
+            version.HEADER_BUILD: __version__,
+        }
+        try:
+            return await method(request, headers=headers, timeout_ms=max(1, int(within * 1000)))
+        except ConnectError as error:
+            task = asyncio.current_task()
+            if error.code is Code.CANCELED and task is not None and task.cancelling():
+                # the library makes an error of our own cancellation
+                raise asyncio.CancelledError from None
+            plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
+            raise ControlFailure(error.code, error.message, plain) from error
+
+
+class _PlainAnswer(Exception):  # noqa: N818 - carries an answer
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status} from something that is not a control plane")
+        self.status = status
+
+
+class _AnswersOfControlPlanes:
+    """A transport that lets error answers through only when a Connect server made them."""
+
+    def __init__(self, inner: HTTPTransport) -> None:
+        self._inner = inner
+
+    async def execute(self, request: Request) -> Response:
+        response = await self._inner.execute(request)
+        if response.status == 200:
+            return response
+        body = bytearray()
+        async with response:
+            async for chunk in response.content:
+                body += chunk
+                if len(body) > _MAX_ERROR_BODY:
+                    break
+        if not _has_connect_code(bytes(body)):
+            raise _PlainAnswer(response.status)
+        return Response(status=response.status, headers=response.headers, content=bytes(body))
+
+
+class _ErrorBody(msgspec.Struct):
+    code: str
+
+
+_error_body = msgspec.json.Decoder(_ErrorBody)
+_CONNECT_CODES = frozenset(code.value for code in Code)
+
+
+def _has_connect_code(body: bytes) -> bool:
+    try:
+        return _error_body.decode(body).code in _CONNECT_CODES
+    except msgspec.DecodeError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,247 @@
+"""The link's process: one a machine, beside its workers.
+
+It ends with status 0 when told to drain and everything is shipped, 3 when records are left (they are on disk, and the
+next start ships them), 1 when the control plane refuses this gateway before it ever served. When it is refused later it
+tells the supervisor, goes on answering from what it knows, and waits to be told to drain.
+"""
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from ostiary.core.messages import Drain, Drained, Fatal, LinkBoot, MachineReady, NewPeer, Ready, Snapshot
+from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.core.supervision import Supervision
+
+from .authorizations import Authorizations, Memory
+from .client import ControlClient
+from .connection import Connection
+from .journal_shipper import ShipperMetrics
+from .metrics_page import MetricsServer
+from .shipper import Shipper
+from .snapshots import SnapshotMetrics, SnapshotPoll
+from .workers import Workers
+
+log = structlog.get_logger(__name__)
+
+EXIT_REFUSED = 1
+EXIT_RECORDS_LEFT = 3
+STATE_INTERVAL = 5.0
+"""Seconds between two tellings of the machine's state, and between two notes of the last contact."""
+BEAT_FILE = "link-beat"
+
+
+async def run(boot: LinkBoot, fd: int | None, supervision: Supervision) -> int:
+    """`fd`: the metrics listener. Returns the exit status."""
+    async with ControlClient(boot.settings.control_url, boot.settings.gateway_key) as client:
+        return await _Link(boot, client, supervision).run(fd)
+
+
+class _Link:
+    def __init__(self, boot: LinkBoot, client: ControlClient, supervision: Supervision) -> None:
+        settings = boot.settings
+        self._settings = settings
+        self._supervision = supervision
+        self._registry = Registry()
+        self._beat = _Beat(Path(settings.data_dir) / BEAT_FILE)
+        self._connection = Connection(time.monotonic, settings.auth_grace, self._beat.last())
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._poll = SnapshotPoll(
+            client,
+            self._connection,
+            SnapshotMetrics(self._registry),
+            settings.poll_interval,
+            on_snapshot=self._load,
+            on_change=self._link_changed,
+            on_fatal=self._refused.set_result,
+        )
+        self._shipper = Shipper(
+            Path(settings.journal_dir),
+            client,
+            ShipperMetrics(self._registry),
+            on_failure=lambda: self._poll.notice(reached=False),
+        )
+        self._authorizations = Authorizations(
+            client.is_authorized,
+            Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace),
+            link_up=lambda: self._connection.up,
+            notice=lambda reached: self._poll.notice(reached=reached),
+        )
+        self._workers = Workers(
+            boot.workers,
+            self._connection,
+            self._authorizations,
+            on_ready=lambda: supervision.report(MachineReady()),
+            on_gone=self._shipper.look_now,
+        )
+
+    async def run(self, metrics_fd: int | None) -> int:
+        page = MetricsServer(self._families)
+        if metrics_fd is not None:
+            await page.start(metrics_fd)
+        background = [
+            asyncio.create_task(self._poll.run()),
+            asyncio.create_task(self._shipper.run()),
+            asyncio.create_task(self._repeat_state()),
+        ]
+        orders = asyncio.create_task(self._follow_orders())
+        self._supervision.report(Ready())
+        try:
+            return await self._until_the_end(orders, background)
+        finally:
+            for task in (orders, *background):
+                task.cancel()
+            await asyncio.gather(orders, *background, return_exceptions=True)
+            await self._authorizations.close()
+            self._workers.close()
+            await page.close()
+
+    async def _until_the_end(self, orders: asyncio.Task[int], background: list[asyncio.Task[None]]) -> int:
+        watched: set[asyncio.Future[str] | asyncio.Task[int] | asyncio.Task[None]] = {
+            orders,
+            self._refused,
+            *background,
+        }
+        while True:
+            done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for task in background:
+                if task in done:
+                    task.result()
+            if self._refused in done:
+                message = self._refused.result()
+                log.error("ending: refused by the control plane", reason=message)
+                self._supervision.report(Fatal(message, EXIT_REFUSED))
+                if not self._connection.ever_up:
+                    return EXIT_REFUSED
+            if orders in done:
+                return orders.result()
+
+    async def _follow_orders(self) -> int:
+        draining: asyncio.Task[int] | None = None
+        while True:
+            next_order = asyncio.create_task(self._supervision.next_order())
+            try:
+                await asyncio.wait(
+                    {next_order} if draining is None else {next_order, draining}, return_when=asyncio.FIRST_COMPLETED
+                )
+                if draining is not None and draining.done():
+                    return self._drained(draining.result())
+                order, fd = await next_order
+            finally:
+                next_order.cancel()
+            match order:
+                case NewPeer() if fd is not None:
+                    await self._workers.attach(order.worker, fd)
+                case Drain():
+                    if draining is not None:
+                        draining.cancel()
+                        return self._drained(await self._shipper.pending())
+                    # who is refused ships nothing any more
+                    within = 0.0 if self._refused.done() else self._settings.drain_timeout
+                    draining = asyncio.create_task(self._shipper.drain(within))
+                case _:
+                    log.error("ignoring an order", order=type(order).__name__)
+
+    def _drained(self, left: int) -> int:
+        if left:
+            log.warning("leaving records unshipped; the next start ships them", records=left)
+        self._supervision.report(Drained(left))
+        return EXIT_RECORDS_LEFT if left else 0
+
+    # --- what the parts tell each other
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self._workers.load(snapshot)
+
+    def _link_changed(self) -> None:
+        self._workers.tell_state()
+        if self._connection.up:
+            self._beat.note()
+            self._shipper.look_now()
+
+    async def _repeat_state(self) -> None:
+        while True:
+            await asyncio.sleep(STATE_INTERVAL)
+            self._workers.repeat_state()
+            if self._connection.up:
+                self._beat.note()
+
+    # --- metrics
+
+    async def _families(self) -> list[Family]:
+        workers = await self._workers.metrics()
+        return [*workers, *self._registry.report(), *await self._gauges()]
+
+    async def _gauges(self) -> list[Family]:
+        live, adopted = self._shipper.counts()
+        return [
+            _gauge("ostiary_link_up", "Whether the control plane answers.", float(self._connection.up)),
+            _gauge("ostiary_link_workers", "Workers connected to the link.", float(self._workers.connected)),
+            _gauge(
+                "ostiary_link_records_pending",
+                "Records on disk that the control plane does not hold yet.",
+                float(await self._shipper.pending()),
+            ),
+            Family(
+                "ostiary_link_journals",
+                "Journals under way, of live workers and of dead ones.",
+                "gauge",
+                ("state",),
+                [Sample(("live",), live), Sample(("adopted",), adopted)],
+            ),
+            Family(
+                "ostiary_link_losses",
+                "How often the control plane was lost.",
+                "counter",
+                (),
+                [Sample((), self._connection.losses)],
+            ),
+            Family(
+                "ostiary_provider_info",
+                "The providers served, and whether they can be used.",
+                "gauge",
+                ("provider_name", "provider_type", "status"),
+                self._provider_samples(),
+            ),
+        ]
+
+    def _provider_samples(self) -> list[Sample]:
+        snapshot = self._poll.snapshot
+        broken = self._workers.provider_errors()
+        return [
+            Sample((spec.name, spec.type, _status(spec.enabled, bool(spec.error) or spec.name in broken)), 1.0)
+            for spec in (snapshot.providers if snapshot else ())
+        ]
+
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    return Family(name, text, "gauge", (), [Sample((), value)])
+
+
+def _status(enabled: bool, broken: bool) -> str:
+    if not enabled:
+        return "disabled"
+    return "error" if broken else "enabled"
+
+
+class _Beat:
+    """When the control plane last answered, kept on disk: the grace of a link that restarts counts from there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def last(self) -> float | None:
+        """As a reading of the monotonic clock."""
+        try:
+            return time.monotonic() - max(0.0, time.time() - self._path.stat().st_mtime)
+        except OSError:
+            return None
+
+    def note(self) -> None:
+        with suppress(OSError):
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.utime(self._path)

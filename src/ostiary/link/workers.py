@@ -1,0 +1,190 @@
+"""The workers of the machine as the link knows them: their sockets, what they serve from, what they counted.
+
+Rules
+- One socket a worker index; a new one replaces the old. A worker is known by its index until it says which start it is.
+- The machine is ready when every worker it should have serves from a snapshot, and the control plane answers or did so
+  within the grace. Workers are told on each change, and when they come.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from ostiary.core.messages import (
+    AskAuthorization,
+    AskMetrics,
+    MachineState,
+    MetricsReport,
+    Serving,
+    Snapshot,
+    WorkerHello,
+    WorkerMessage,
+)
+from ostiary.core.metrics import Family
+
+from .authorizations import Authorizations
+from .channel import Channel
+from .connection import Connection
+from .metrics_sum import MachineMetrics
+
+log = structlog.get_logger(__name__)
+
+METRICS_WITHIN = 1.0
+"""Seconds a scrape waits for workers that are busy; of those that are too late the last report counts."""
+
+
+class _Question:
+    """An `AskMetrics` under way."""
+
+    def __init__(self, workers: Iterable[int]) -> None:
+        self.waiting = set(workers)
+        self.settled = asyncio.Event()
+        if not self.waiting:
+            self.settled.set()
+
+    def without(self, worker: int) -> None:
+        """This worker has nothing more to say to it."""
+        self.waiting.discard(worker)
+        if not self.waiting:
+            self.settled.set()
+
+
+class Workers:
+    """`expected` workers make the machine ready; `on_ready` is told once, `on_gone` whenever one is lost."""
+
+    def __init__(
+        self,
+        expected: int,
+        connection: Connection,
+        authorizations: Authorizations,
+        *,
+        on_ready: Callable[[], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._expected = expected
+        self._connection = connection
+        self._authorizations = authorizations
+        self._on_ready = on_ready
+        self._on_gone = on_gone
+        self._channels: dict[int, Channel] = {}
+        self._journals: dict[int, str] = {}
+        self._serving: dict[int, Serving] = {}
+        self._snapshot: Snapshot | None = None
+        self._told: MachineState | None = None
+        self._was_ready = False
+        self._metrics = MachineMetrics()
+        self._question_numbers = itertools.count(1)
+        self._questions: dict[int, _Question] = {}
+
+    async def attach(self, worker: int, fd: int) -> None:
+        """A worker's socket, from the supervisor."""
+        if (old := self._channels.pop(worker, None)) is not None:
+            old.close()
+        self._serving.pop(worker, None)
+        channel = Channel(worker, self)
+        self._channels[worker] = channel
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: channel, sock=socket.socket(fileno=fd))
+        if self._snapshot is not None:
+            channel.send(self._snapshot)
+        channel.send(self._state())
+        self.tell_state()
+
+    @property
+    def connected(self) -> int:
+        return len(self._channels)
+
+    def provider_errors(self) -> dict[str, str]:
+        """Provider name → why a worker could not build it."""
+        return {name: reason for serving in self._serving.values() for name, reason in serving.provider_errors.items()}
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Serve from this."""
+        self._snapshot = snapshot
+        for channel in self._channels.values():
+            channel.send(snapshot)
+
+    def tell_state(self) -> None:
+        """Tell all workers whether the machine is ready, if that or the link has changed."""
+        state = self._state()
+        if state.ready and not self._was_ready:
+            self._was_ready = True
+            self._on_ready()
+        told = self._told
+        if told is None or (told.ready, told.link_up) != (state.ready, state.link_up):
+            self.repeat_state()
+
+    def repeat_state(self) -> None:
+        """The same regardless: while the control plane is away the grace runs down."""
+        self._told = self._state()
+        for channel in self._channels.values():
+            channel.send(self._told)
+
+    async def metrics(self) -> list[Family]:
+        """What all workers counted, asked for now."""
+        seq = next(self._question_numbers)
+        question = self._questions[seq] = _Question(self._channels)
+        for channel in self._channels.values():
+            channel.answer(AskMetrics(seq))
+        try:
+            await asyncio.wait_for(question.settled.wait(), METRICS_WITHIN)
+        except TimeoutError:
+            log.debug("rendering metrics without waiting longer", workers=sorted(question.waiting))
+        finally:
+            del self._questions[seq]
+        return self._metrics.families()
+
+    def close(self) -> None:
+        for channel in tuple(self._channels.values()):
+            channel.close()
+
+    def _state(self) -> MachineState:
+        grace = self._connection.grace_left
+        serving = sum(1 for serving in self._serving.values() if serving.revision > 0)
+        return MachineState(
+            ready=serving >= self._expected and grace > 0, link_up=self._connection.up, grace_left=grace
+        )
+
+    # --- channel.Owner
+
+    def worker_said(self, channel: Channel, message: WorkerMessage) -> None:
+        worker = channel.worker
+        if self._channels.get(worker) is not channel:
+            return
+        match message:
+            case AskAuthorization():
+                self._authorizations.request(message.token_sha256, channel.answer)
+            case MetricsReport():
+                if worker in self._journals:
+                    self._metrics.report(self._journals[worker], message.families)
+                if message.seq in self._questions:
+                    self._questions[message.seq].without(worker)
+            case Serving():
+                self._serving[worker] = message
+                self.tell_state()
+            case WorkerHello():
+                self._greet(worker, message)
+
+    def worker_lost(self, channel: Channel) -> None:
+        worker = channel.worker
+        if self._channels.get(worker) is not channel:
+            return
+        del self._channels[worker]
+        self._serving.pop(worker, None)
+        if worker in self._journals:
+            self._metrics.disconnected(self._journals[worker])
+        for question in self._questions.values():
+            question.without(worker)
+        log.info("losing a worker", worker=worker)
+        self.tell_state()
+        self._on_gone()
+
+    def _greet(self, worker: int, hello: WorkerHello) -> None:
+        before = self._journals.get(worker)
+        if before is not None and before != hello.journal_id:
+            self._metrics.replaced(before)
+        self._journals[worker] = hello.journal_id
+        log.info("meeting a worker", worker=worker, worker_pid=hello.pid, journal_id=hello.journal_id)
