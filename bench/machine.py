@@ -1,0 +1,131 @@
+"""The machine under the benchmark: its cores, versions, and what the kernel says a process has used."""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_VERSIONED = ("ostiary", "uvloop", "httptools", "msgspec")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which core does what. Empty sets: too few cores, nothing is pinned and throughput is indicative only."""
+
+    under_test: frozenset[int]
+    second: frozenset[int]
+    """Beside `under_test` with two workers; else the home of what stands around the worker (link, control, database)."""
+    load: frozenset[int]
+    upstream: frozenset[int]
+
+    @property
+    def pinned(self) -> bool:
+        return bool(self.under_test)
+
+
+def cores() -> Cores:
+    """One core for each role when there are four or more."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 4:
+        none: frozenset[int] = frozenset()
+        return Cores(none, none, none, none)
+    first, second, load, *rest = usable
+    return Cores(frozenset((first,)), frozenset((second,)), frozenset((load,)), frozenset(rest[:2]))
+
+
+def pin(pid: int, to: frozenset[int]) -> None:
+    """Move all threads of a process to some cores; nothing when `to` is empty or the process has gone."""
+    if not to:
+        return
+    for thread in _threads(pid):
+        try:
+            os.sched_setaffinity(thread, to)
+        except ProcessLookupError:
+            continue
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return []
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its threads (/proc/PID/stat), in steps of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def memory_bytes(pid: int) -> int:
+    """Memory that is a process's own: private pages, shared ones by their share (PSS)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/{pid}/smaps_rollup has no Pss")
+
+
+def children(pid: int) -> list[int]:
+    """Direct and further children of a process."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        for child in parents.get(waiting.pop(), ()):
+            found.append(child)
+            waiting.append(child)
+    return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def load_average() -> float:
+    return os.getloadavg()[0]
+
+
+def describe() -> dict[str, str]:
+    """Processor, kernel, and the versions that matter."""
+    facts = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB",
+        "system": f"{_distribution()}, Linux {platform.release()}",
+        "python": platform.python_version(),
+    }
+    for name in _VERSIONED:
+        facts[name] = metadata.version(name)
+    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+    if Path(nginx).exists():
+        told = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=False).stderr
+        facts["nginx"] = told.strip().rpartition("/")[2]
+    return facts
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"

@@ -1,0 +1,153 @@
+"""A whole Ostiary, started through its command: authentication, journal, breaker, metrics and embedded PostgreSQL on.
+
+The workers' CPU is what is compared; that of the link, the control plane and PostgreSQL is reported beside it.
+"""
+
+import http.client
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import children, machine
+from .fake_upstream import Upstream
+from .targets import PROVIDER_KEY, Route, Target
+
+_READY_SECONDS = 60.0
+_BASE = "/api/v2/ai-gateway"
+
+
+class Server:
+    """A running server."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, token: str) -> None:
+        self._process = process
+        self._port = port
+        self._token = token
+        self.workers = self._children("worker")
+        self.around = {
+            "link": self._children("link"),
+            "control plane": self._children("control"),
+            "PostgreSQL": self._postgres(),
+        }
+
+    def pin(self, cores: machine.Cores, home: frozenset[int]) -> None:
+        """Each worker to a core under test, everything else to `home`."""
+        for pid in (self._process.pid, *machine.children(self._process.pid)):
+            machine.pin(pid, home)
+        both = sorted(cores.under_test | cores.second)
+        for number, pid in enumerate(self.workers):
+            machine.pin(pid, frozenset(both[number % len(both) : number % len(both) + 1]) if both else frozenset())
+
+    def target(self, name: str, *, tls: bool = False) -> Target:
+        """Its route to the plain or to the TLS upstream."""
+        suffix = "-tls" if tls else ""
+        headers = {"Authorization": f"Bearer {self._token}"}
+        return Target(
+            name,
+            self._port,
+            {
+                "openai": Route(f"{_BASE}/bench-openai{suffix}", headers),
+                "anthropic": Route(f"{_BASE}/bench-anthropic{suffix}", headers),
+            },
+            self.workers,
+            self.around,
+        )
+
+    def recorded(self) -> int:
+        """How many interceptions are in the database."""
+        return int(self._get(f"{_BASE}/interceptions?limit=1")["count"])
+
+    def wait_recorded(self, count: int, seconds: float) -> int:
+        """Wait until so many are stored, or `seconds` have passed; how many there are then."""
+        deadline = time.monotonic() + seconds
+        while (stored := self.recorded()) < count and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return stored
+
+    def _get(self, path: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self._token}"})
+            response = connection.getresponse()
+            body = response.read()
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise children.StartError(f"GET {path}: {response.status} {body[:300]!r}")
+        return json.loads(body)
+
+    def _children(self, kind: str) -> tuple[int, ...]:
+        mark = f"ostiary.runtime.child {kind} "
+        return tuple(pid for pid in machine.children(self._process.pid) if mark in machine.command_line(pid))
+
+    def _postgres(self) -> tuple[int, ...]:
+        return tuple(pid for pid in machine.children(self._process.pid) if "postgres" in machine.command_line(pid))
+
+
+@contextmanager
+def ostiary(
+    folder: Path,
+    upstream: Upstream,
+    cores: machine.Cores,
+    *,
+    name: str = "ostiary",
+    workers: int = 1,
+    home: frozenset[int] | None = None,
+) -> Iterator[Server]:
+    """`ostiary server` on a fresh data directory `name` below `folder`; all but the workers runs on the cores `home`."""
+    port, metrics = children.free_port(), children.free_port()
+    token = secrets.token_hex(24)
+    log = folder / f"{name}.log"
+    command = [
+        *(sys.executable, "-m", "ostiary", "server"),
+        *("--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics}"),
+        *("--data-dir", str(folder / name), "--workers", str(workers), "--ca-file", str(upstream.ca_file)),
+        *("--drain-timeout", "2s", "--log-level", "warning", "--journal-max-bytes", "16GiB"),
+    ]
+    env = os.environ | {"OSTIARY_BOOTSTRAP_TOKEN": token} | _providers(upstream)
+    with children.running(command, pinned=frozenset(), log=log, env=env) as process:
+        children.wait_until(lambda: _ready(port), process, log, _READY_SECONDS)
+        server = Server(process, port, token)
+        if len(server.workers) != workers:
+            raise children.StartError(f"found {len(server.workers)} worker processes, {workers} were asked for")
+        server.pin(cores, cores.second if home is None else home)
+        yield server
+
+
+def _providers(upstream: Upstream) -> dict[str, str]:
+    """Four providers, seeded from the environment: both formats, plain and TLS upstream."""
+    plain, tls = f"http://127.0.0.1:{upstream.plain_port}", f"https://localhost:{upstream.tls_port}"
+    rows = [
+        ("openai", "bench-openai", f"{plain}/v1"),
+        ("anthropic", "bench-anthropic", plain),
+        ("openai", "bench-openai-tls", f"{tls}/v1"),
+        ("anthropic", "bench-anthropic-tls", tls),
+    ]
+    env: dict[str, str] = {}
+    for number, (kind, name, base_url) in enumerate(rows):
+        prefix = f"OSTIARY_PROVIDER_{number}_"
+        env |= {
+            f"{prefix}TYPE": kind,
+            f"{prefix}NAME": name,
+            f"{prefix}KEY": PROVIDER_KEY,
+            f"{prefix}BASE_URL": base_url,
+        }
+    return env
+
+
+def _ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
