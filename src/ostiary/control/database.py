@@ -33,12 +33,10 @@ DATABASE_ERRORS: Final = (
 )
 """What a database call may raise for a reason outside this program. Callers answer `unavailable`; it may pass."""
 
-_PERMANENT: Final = (
+_REFUSALS: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
-    asyncpg.ClientConfigurationError,
-    ValueError,
 )
 
 
@@ -87,7 +85,7 @@ async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped
 
 def cause(error: BaseException) -> str:
     """What went wrong, on one line, without row contents, statements or parameters."""
-    found = error.driver_exception if isinstance(error, sa_exc.DBAPIError) else error
+    found = _driver_error(error)
     if isinstance(found, asyncpg.DataError):
         return f"{type(found).__name__} (SQLSTATE {found.sqlstate})"  # its message quotes the value
     if isinstance(found, asyncpg.PostgresError):
@@ -124,16 +122,21 @@ async def _check(engine: AsyncEngine) -> None:
     try:
         async with engine.connect() as connection:
             version: int = (await driver(connection)).get_server_version().major
-    except _PERMANENT as exc:
-        raise DatabaseUnusableError(f"the database refuses us: {_refusal(exc)}; check the database URL") from exc
-    except DATABASE_ERRORS as exc:
-        raise DatabaseUnavailableError(f"the database cannot be reached: {cause(exc)}") from exc
+    except (*DATABASE_ERRORS, ValueError, asyncpg.ClientConfigurationError) as exc:
+        raise _connect_error(_driver_error(exc)) from exc
     if version < MINIMUM_VERSION:
         raise DatabaseUnusableError(
             f"the database is PostgreSQL {version}; version {MINIMUM_VERSION} or newer is needed"
         )
 
 
-def _refusal(error: Exception) -> str:
-    # the text of a parser's ValueError may quote the URL
-    return cause(error) if isinstance(error, asyncpg.PostgresError) else "its URL cannot be read"
+def _connect_error(error: BaseException) -> Exception:
+    if isinstance(error, _REFUSALS):
+        return DatabaseUnusableError(f"the database refuses us: {cause(error)}; check the database URL")
+    if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
+        return DatabaseUnusableError("the database URL cannot be read")  # the parser's own words may quote it
+    return DatabaseUnavailableError(f"the database cannot be reached: {cause(error)}")
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    return error.driver_exception if isinstance(error, sa_exc.DBAPIError) else error

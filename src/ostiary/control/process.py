@@ -97,7 +97,7 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
 
 async def _connect(settings: ControlSettings) -> AsyncEngine:
     loop = asyncio.get_running_loop()
-    deadline, pause = loop.time() + CONNECT_PATIENCE, _FIRST_PAUSE
+    deadline, pause, told = loop.time() + CONNECT_PATIENCE, _FIRST_PAUSE, ""
     while True:
         try:
             return await database.connect(settings.database_url)
@@ -106,7 +106,9 @@ async def _connect(settings: ControlSettings) -> AsyncEngine:
         except database.DatabaseUnavailableError as exc:
             if loop.time() + pause > deadline:
                 raise StartError(f"{exc}; waited {CONNECT_PATIENCE:.0f} s, is it running?") from exc
-            log.warning("waiting for the database", cause=str(exc))
+            if str(exc) != told:
+                told = str(exc)
+                log.warning("waiting for the database", cause=told)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
