@@ -59,6 +59,16 @@ def test_the_end_comes_in_the_order_in_which_nothing_is_lost(data_dir: Path) -> 
         assert not (data_dir / "pg/data/postmaster.pid").exists(), "a clean shutdown"
 
 
+def test_a_signal_during_the_start_ends_it_well(open_directory: Path) -> None:
+    with supervised(server_plan(open_directory / "data", workers=2)) as server:
+        family = eventually(lambda: server.process.poll() is None and server.family(), "the first children")
+        server.signal(signal.SIGTERM)
+        assert server.wait_end() == 0, server.err
+        assert all(_gone(process) for process in family)
+    with supervised(server_plan(open_directory / "data", workers=2)) as server:
+        server.wait_ready()
+
+
 def test_nothing_outlives_a_killed_supervisor(data_dir: Path) -> None:
     with supervised(server_plan(data_dir, workers=2, demo=True)) as server:
         server.wait_ready()

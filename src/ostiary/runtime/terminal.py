@@ -1,5 +1,6 @@
 """What the person who started the server reads: notes, the banner, the reason of an end."""
 
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -43,26 +44,29 @@ def banner(plan: ServerPlan, data_dir: Path) -> str:
     """The lines that say: it serves, and where everything is."""
     url = public_url(plan)
     lines = [f"Ostiary is ready on {url}"]
-    if plan.control is not None:
-        lines.append(f"  API and its documentation   {url}/docs")
+    control = plan.control
+    if control is not None:
         token_file = data_dir / "owner-token"
-        if token_file.exists():
+        lines.append(f"  API and its documentation   {url}/docs")
+        if control.bootstrap_token:
+            lines.append("  token of the owner          the one of OSTIARY_BOOTSTRAP_TOKEN")
+        elif token_file.exists():
             lines.append(f"  token of the owner          {token_file}")
     if plan.metrics_listen is not None:
         lines.append(f"  metrics                     http://{plan.metrics_listen}/metrics")
-    if plan.control is not None and plan.control.demo_providers:
-        names = " and ".join(provider.name for provider in plan.control.demo_providers)
+    if control is not None and control.demo_providers:
+        names = " and ".join(provider.name for provider in control.demo_providers)
+        token = "$OSTIARY_BOOTSTRAP_TOKEN" if control.bootstrap_token else f"$(cat {shlex.quote(str(token_file))})"
         lines.append(f"  demo providers              {names}, answered by a fake provider on this machine")
-        lines.append(_try_it(url, plan.control.demo_providers[0].name, token_file))
+        lines.append(_try_it(url, control.demo_providers[0].name, token))
     return "\n".join(lines)
 
 
-def _try_it(url: str, provider: str, token_file: Path) -> str:
+def _try_it(url: str, provider: str, token: str) -> str:
     return (
         "  try it\n"
         f"    curl -N {url}/api/v2/ai-gateway/{provider}/v1/chat/completions \\\n"
-        f'      -H "Authorization: Bearer $(cat {token_file})" -H "Content-Type: application/json" \\\n'
+        f'      -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\\n'
         """      -d '{"model": "gpt-5-mini", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'\n"""
-        f"    curl {url}/api/v2/ai-gateway/interceptions \\\n"
-        f'      -H "Authorization: Bearer $(cat {token_file})"'
+        f'    curl {url}/api/v2/ai-gateway/interceptions -H "Authorization: Bearer {token}"'
     )
