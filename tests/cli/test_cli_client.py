@@ -1,7 +1,6 @@
 """Where a command finds its server and token, and how it fails when it does not get on with the server."""
 
 import json
-import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -17,17 +16,6 @@ from ostiary.cli.root import run
 from ostiary.core.secret import Secret
 
 TOKEN = "ost_" + "t" * 43
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person with nothing set up."""
-    for name in [name for name in os.environ if name.startswith(("OSTIARY_", "CODER_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("OSTIARY_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 class Answer:

@@ -105,7 +105,6 @@ KINDS = {
     "duration": values.duration("1s", "1h"),
     "size": values.size("1KiB", "1GiB"),
     "listen": values.listen(),
-    "url": values.http_url(),
     "networks": values.networks(),
     "file": values.readable_file(),
     "vault_keys": values.vault_keys(),

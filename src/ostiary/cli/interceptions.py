@@ -17,6 +17,7 @@ from .output import (
     print_table,
     say,
     took,
+    who,
 )
 
 app = new_app("Single calls and all that is recorded of them.")
@@ -55,7 +56,7 @@ def list_interceptions(
         (
             row["id"],
             local_time(row["started_at"]),
-            row["initiator"]["username"],
+            who(row["initiator"]),
             row["provider_name"],
             row["model"],
             row["outcome"] or "running",
@@ -111,7 +112,7 @@ def print_summary(row: dict[str, Any]) -> None:
     print_fields(
         [
             ("id", row["id"]),
-            ("who", row["initiator"]["username"]),
+            ("who", who(row["initiator"])),
             ("provider", f"{row['provider_name']} ({row['provider']})"),
             ("model", row["model"]),
             ("route", f"{row['route']}{', streaming' if row['streaming'] else ''}"),

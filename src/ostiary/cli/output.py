@@ -142,6 +142,11 @@ def took(start: str | None, end: str | None) -> str:
     return f"{(last - first).total_seconds():.2f}s" if first and last else ""
 
 
+def who(initiator: dict[str, Any]) -> str:
+    """A person's name, or the id of one who is no longer known."""
+    return str(initiator["username"] or initiator["id"])
+
+
 def count(number: object) -> str:
     """A number with separators, empty for none."""
     return f"{number:,}" if isinstance(number, int) else ""

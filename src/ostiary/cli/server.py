@@ -2,7 +2,6 @@
 
 from ostiary.config import Loaded
 from ostiary.config.plan import server_plan
-from ostiary.runtime.supervisor import run
 
 from ._app import new_app
 from ._settings_flags import with_settings_flags
@@ -23,6 +22,8 @@ def server(loaded: Loaded) -> int:
       OSTIARY_OPENAI_KEY=sk-... ostiary server --listen 0.0.0.0:4000 --data-dir /srv/ostiary
       ostiary server --config /etc/ostiary/ostiary.toml
     """
+    from ostiary.runtime.supervisor import run
+
     return run(server_plan(loaded))
 
 

@@ -7,12 +7,14 @@ import typer
 from ._app import new_app
 from .client import Client, segment
 from .interceptions import Query
-from .output import AsJson, ago, count, indented, local_time, one_line, print_fields, print_json, print_table, say
+from .output import AsJson, ago, count, indented, local_time, one_line, print_fields, print_json, print_table, say, who
 
 app = new_app("Sessions of agents: threads, prompts, tool calls, tokens.")
 
 _PATH = "/api/v2/ai-gateway/sessions"
 _CONTENT_LINES = 8
+_PAGE = 200
+_MAX_THREADS = 10_000
 
 
 @app.command("list")
@@ -36,7 +38,7 @@ def list_sessions(
     rows = [
         (
             session["id"],
-            session["initiator"]["username"],
+            who(session["initiator"]),
             session.get("client") or "",
             ", ".join(session["models"]),
             session["threads"],
@@ -62,14 +64,14 @@ def show(
     Example: ostiary sessions show 0197f9a4-52cf-7000-8c5e-2f5d4a1f3a11
     """
     with Client.here() as client:
-        session = client.get(f"{_PATH}/{segment(session_id)}")
+        session = _whole(client, session_id)
     if as_json:
         print_json(session)
         return
     print_fields(
         [
             ("session", session["id"]),
-            ("who", session["initiator"]["username"]),
+            ("who", who(session["initiator"])),
             ("client", session.get("client")),
             ("models", ", ".join(session["models"])),
             ("started", local_time(session["started_at"])),
@@ -79,6 +81,17 @@ def show(
     )
     for thread in session["threads"]:
         _print_thread(thread, 0 if full else _CONTENT_LINES)
+
+
+def _whole(client: Client, session_id: str) -> dict[str, Any]:
+    """A session with its threads, of which the API gives a page at a time."""
+    path = f"{_PATH}/{segment(session_id)}"
+    session: dict[str, Any] = client.get(path, limit=_PAGE)
+    page = session["threads"]
+    while len(page) == _PAGE and len(session["threads"]) < _MAX_THREADS:
+        page = client.get(path, limit=_PAGE, after_id=page[-1]["id"])["threads"]
+        session["threads"] += page
+    return session
 
 
 def _print_thread(thread: dict[str, Any], lines: int) -> None:

@@ -39,7 +39,7 @@ PLANNED = frozenset(
         *("actor_header_id", "actor_header_username", "actor_header_email", "dump_dir"),
         *("circuit_breaker_enabled", "circuit_breaker_failure_threshold", "circuit_breaker_interval"),
         *("circuit_breaker_timeout", "circuit_breaker_max_requests"),
-        *("database_listen_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
+        *("public_url", "database_listen_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
     )
 )
 """Names of the design that have no effect yet."""

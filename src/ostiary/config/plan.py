@@ -89,7 +89,7 @@ def control_settings(loaded: Loaded) -> ControlSettings:
         data_dir=str(settings.data_dir),
         gateway_key=Secret(""),
         front_door_secret=Secret(""),
-        public_url=settings.public_url,
+        public_url="",
         embedded_database=not settings.database_url,
         encryption_keys=settings.encryption_keys,
         bootstrap_token=settings.bootstrap_token,

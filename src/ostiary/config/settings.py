@@ -88,15 +88,6 @@ class Settings(BaseSettings):
         Address | None,
         Setting(_ADDRESSES, values.listen(optional=True), "Where Prometheus finds `/metrics`; `off` for nowhere."),
     ] = Address("127.0.0.1", 2112)
-    public_url: Annotated[
-        str,
-        Setting(
-            _ADDRESSES,
-            values.http_url(),
-            "The address under which people reach the server, when it is not the listening one.",
-            default_text="from `listen`",
-        ),
-    ] = ""
     tls_cert_file: Annotated[
         Path | None,
         Setting(_ADDRESSES, values.readable_file(), "Certificate chain (PEM): with the key, `listen` speaks TLS."),

@@ -230,18 +230,6 @@ def _path(value: object, allowed: str) -> Path:
     return path
 
 
-def http_url() -> Kind:
-    allowed = "a URL that begins with http:// or https://, without user, query or fragment, e.g. https://ai.example.com"
-
-    def parse(value: object) -> str:
-        given = _text(value)
-        if not _is_url(given, ("http", "https")) or "@" in urlsplit(given).netloc:
-            raise ValueError(allowed)
-        return given.rstrip("/")
-
-    return Kind(allowed, parse, str, "URL")
-
-
 def proxy_url() -> Kind:
     """User and password may be in it, so it is a secret; it is shown without them."""
     allowed = (
@@ -250,7 +238,7 @@ def proxy_url() -> Kind:
 
     def parse(value: object) -> Secret:
         given = _text(value)
-        if not _is_url(given, ("http",)):
+        if not _is_proxy(given):
             raise ValueError(allowed)
         return Secret(given.rstrip("/"))
 
@@ -262,10 +250,10 @@ def proxy_url() -> Kind:
     return Kind(allowed, parse, show, "URL", secret=True)
 
 
-def _is_url(given: str, schemes: tuple[str, ...]) -> bool:
+def _is_proxy(given: str) -> bool:
     try:
         url = urlsplit(given)
-        return url.scheme in schemes and bool(url.hostname) and url.port != 0 and not url.query and not url.fragment
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0 and not url.query and not url.fragment
     except ValueError:
         return False
 
