@@ -11,12 +11,11 @@ Rules
 """
 
 import asyncio
-import functools
 from hashlib import sha256
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from ostiary.core.agents import client_of, firewall_headers, session_id_of
+from ostiary.core.agents import AgentFirewallError, agent_firewall, detect_client, session_id
 from ostiary.core.identity import Identity
 from ostiary.core.ids import new_id
 from ostiary.core.records import (
@@ -39,13 +38,21 @@ from ostiary.http1.fields import (
 from ostiary.http1.head import LENGTH, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import UpstreamConnection
-from ostiary.wire.content_coding import CodingError, CodingTooLarge, decode_request, narrow_accept_encoding
+from ostiary.wire.content_coding import (
+    CodingError,
+    DecodedTooLongError,
+    UnsupportedCodingError,
+    decode_body,
+    narrow_accept_encoding,
+)
 from ostiary.wire.facts import RequestError, RequestFacts
+from ostiary.wire.formats import read_request
+from ostiary.wire.include_usage import splice_include_usage
 
 from . import decide
 from .authorizations import Answer
 from .journal import JournalError
-from .observe import Observation, read_request, splice_usage
+from .observe import Observation
 from .providers import RuntimeProvider
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Route, Target
@@ -69,8 +76,6 @@ _DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding
 _DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
 _RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
 _IDENTITY_LINE: Final = b"Accept-Encoding: identity\r\n"
-
-_narrowed = functools.lru_cache(maxsize=256)(narrow_accept_encoding)
 
 
 class Exchange:
@@ -243,21 +248,24 @@ class Exchange:
         coding = fields.get(b"content-encoding")
         try:
             if coding is not None:
-                body = decode_request(coding, body, worker.settings.body_max_bytes)
+                body = decode_body(coding, body, worker.settings.body_max_bytes)
             wire_format = route.format
-            assert wire_format is not None
+            assert wire_format is not None  # bridged routes have one
             facts = read_request(wire_format, body, worker.settings.record_content)
-            firewall = firewall_headers(fields)
+            firewall = agent_firewall(fields)
         except RequestError as error:
             self._refuse(Refusal(400, "bad_request", str(error)))
             return
-        except CodingTooLarge as error:
+        except DecodedTooLongError as error:
             self._refuse(Refusal(413, "body_too_large", str(error)))
             return
-        except CodingError as error:
-            self._refuse(Refusal(415, "bad_coding", str(error)))
+        except UnsupportedCodingError as error:
+            self._refuse(Refusal(415, "unknown_coding", str(error)))
             return
-        except ValueError as error:
+        except CodingError as error:
+            self._refuse(Refusal(400, "bad_coding", str(error)))
+            return
+        except AgentFirewallError as error:
             self._refuse(Refusal(400, "bad_header", str(error)))
             return
         if facts.background:
@@ -295,7 +303,7 @@ class Exchange:
         provider = self._provider
         route = self._route
         user_agent = fields.get(b"user-agent", b"").decode("latin-1")[:512]
-        client = client_of(user_agent, fields)
+        client = detect_client(fields)
         prompt = facts.prompt if worker.settings.record_content != "none" and not worker.journal.shed_content else None
         known = None if isinstance(credential, Refusal) else credential
         session_name, sequence = firewall or ("", -1)
@@ -312,7 +320,7 @@ class Exchange:
             route_kind=route.kind,
             client=client,
             user_agent=user_agent,
-            client_session_id=session_id_of(client, fields, facts.user_id),
+            client_session_id=session_id(client, fields, facts.user_id),
             correlating_tool_call_id=facts.correlating_tool_call_id,
             credential_kind=known.kind if known else "centralized",
             credential_hint=known.hint if known else "",
@@ -354,7 +362,7 @@ class Exchange:
         self._edits.append("stream_options.include_usage: added; its event is withheld from the client")
         if decoded:
             self._edits.append("content-encoding: removed, the edited body is sent plain")
-        return splice_usage(plain)
+        return splice_include_usage(plain, facts)
 
     def _pass_through(self) -> None:
         provider = self._provider
@@ -380,7 +388,7 @@ class Exchange:
         elif accepted is None:
             coding_line = b""
         else:
-            coding_line = b"Accept-Encoding: " + _narrowed(accepted) + b"\r\n"
+            coding_line = b"Accept-Encoding: " + narrow_accept_encoding(accepted) + b"\r\n"
         lines = kept_request_lines(head, dropped)
         lines.append(b"")
         has_body = body or head.framing != NO_BODY or head.method in (b"POST", b"PUT", b"PATCH")
@@ -449,8 +457,9 @@ class Exchange:
         status = head.status
         self._ending.status = status
         self._note_status(status)
-        if self._recorded and self._observation is None:
-            self._observation = Observation(self._route.format, head, self._worker.settings.record_content)
+        wire_format = self._route.format
+        if self._recorded and wire_format is not None:
+            self._observation = Observation(wire_format, head, self._worker.settings.record_content)
         observation = self._observation
         connection = self._connection
         withholds = self._splices_usage and observation is not None and observation.withhold_usage()
