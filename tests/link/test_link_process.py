@@ -1,0 +1,429 @@
+"""link/process.py as the supervisor and the workers see it."""
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from control_far_end import KEY, FarEnd, until
+
+from ostiary.core.ids import new_id
+from ostiary.core.messages import (
+    AskAuthorization,
+    AskMetrics,
+    Authorization,
+    Drain,
+    Drained,
+    Fatal,
+    FrameReader,
+    LinkBoot,
+    LinkMessage,
+    MachineReady,
+    MachineState,
+    MetricsReport,
+    NewPeer,
+    Order,
+    Ready,
+    Report,
+    Serving,
+    Snapshot,
+    WorkerHello,
+    WorkerMessage,
+    encode,
+)
+from ostiary.core.metrics import Registry
+from ostiary.core.records import InterceptionEnd, WorkerGone, decode_record, encode_record
+from ostiary.core.secret import Secret
+from ostiary.core.settings import GatewaySettings, LinkSettings
+from ostiary.core.supervision import Delivered
+from ostiary.gateway.journal import Journal
+from ostiary.link.process import run
+from ostiary.rpc.ostiary_pb2 import AIProvider, AIProviderKey, IsAuthorizedResponse
+
+TOKEN = sha256(b"token").digest()
+M = TypeVar("M")
+
+
+class Worker:
+    """The worker's end of a link socket, with a real journal; it serves whatever it is given."""
+
+    def __init__(self, sock: socket.socket, index: int, journal: Journal) -> None:
+        self.index = index
+        self.said: list[LinkMessage] = []
+        self.journal = journal
+        self.registry = Registry()
+        self.requests = self.registry.counter("ostiary_requests", "Requests.").cell()
+        self.inflight = self.registry.gauge("ostiary_inflight", "In flight.").cell()
+        self.answers_metrics = True
+        self.serves = True
+        self.closed = asyncio.Event()
+        self._sock = sock
+        self._reader: FrameReader[LinkMessage] = FrameReader(LinkMessage)
+        self._reading = asyncio.create_task(self._read())
+
+    def send(self, message: WorkerMessage) -> None:
+        self.send_bytes(encode(message))
+
+    def send_bytes(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def latest(self, kind: type[M]) -> M | None:
+        return next((message for message in reversed(self.said) if isinstance(message, kind)), None)
+
+    @property
+    def ready(self) -> bool:
+        state = self.latest(MachineState)
+        return state is not None and state.ready
+
+    def record(self) -> None:
+        self.journal.append_end(encode_record(InterceptionEnd(new_id(), 1, "completed")))
+
+    def die(self) -> None:
+        self._reading.cancel()
+        self._sock.close()
+        self.journal.close()
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.send(WorkerHello(self.index, self.journal.id, os.getpid()))
+        with suppress(OSError):
+            while data := await loop.sock_recv(self._sock, 65536):
+                for message in self._reader.feed(data):
+                    self.said.append(message)
+                    if isinstance(message, Snapshot) and self.serves:
+                        self.send(Serving(message.revision))
+                    if isinstance(message, AskMetrics) and self.answers_metrics:
+                        self.send(MetricsReport(self.registry.report(), message.seq))
+        self.closed.set()
+
+
+class Machine:
+    """A link process, supervised by the test: `core.supervision.Supervision` over a queue."""
+
+    def __init__(self, far: FarEnd, root: Path, workers: int) -> None:
+        self.far = far
+        self.root = root
+        self.workers = workers
+        self.reports: list[Report] = []
+        self.settings: dict[str, Any] = {"poll_interval": 0.02, "drain_timeout": 10.0}
+        self.metrics_port = 0
+        self._living: list[Worker] = []
+
+    async def start(self) -> None:
+        self._orders: asyncio.Queue[Delivered] = asyncio.Queue()
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        self.metrics_port = listening.getsockname()[1]
+        settings = LinkSettings(
+            control_url=self.far.url,
+            gateway_key=Secret(self.settings.pop("key", KEY)),
+            journal_dir=str(self.root / "journal"),
+            data_dir=str(self.root),
+            **self.settings,
+        )
+        self.process = asyncio.create_task(run(LinkBoot(settings, self.workers), listening.detach(), self))
+
+    async def next_order(self) -> Delivered:
+        return await self._orders.get()
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def order(self, order: Order, fd: int | None = None) -> None:
+        self._orders.put_nowait(Delivered(order, fd))
+
+    def worker(self, index: int, journal: Journal | None = None) -> Worker:
+        """A new worker, or with its journal the new link socket of one."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        root = self.root / "journal"
+        new = GatewaySettings(journal_dir=str(root))
+        worker = Worker(ours, index, journal or Journal.open(root, new, str(uuid.uuid4()), time.monotonic))
+        self._living.append(worker)
+        self.order(NewPeer(index), theirs.detach())
+        return worker
+
+    async def crash(self) -> None:
+        self.process.cancel()
+        await asyncio.gather(self.process, return_exceptions=True)
+
+    async def page(self) -> dict[str, float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.metrics_port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        body = (await reader.read()).partition(b"\r\n\r\n")[2].decode()
+        writer.close()
+        lines = [line for line in body.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    async def end(self) -> None:
+        for worker in self._living:
+            worker.die()
+        await self.crash()
+
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    def go(test: Callable[[Machine], Coroutine[Any, Any, None]], *, workers: int = 1, **settings: Any) -> None:
+        async def main() -> None:
+            async with FarEnd() as far:
+                far.providers = [
+                    AIProvider(id="p", name="openai", type="openai", enabled=True, keys=[AIProviderKey(value="sk-1")]),
+                    AIProvider(id="q", name="off", type="openai"),
+                    AIProvider(id="r", name="bad", type="openai", enabled=True, error="unreadable"),
+                ]
+                far.tokens[TOKEN] = IsAuthorizedResponse(owner_id="u", api_key_id="k", username="anna", role="member")
+                machine = Machine(far, tmp_path, workers)
+                machine.settings |= settings
+                await machine.start()
+                try:
+                    await test(machine)
+                finally:
+                    await machine.end()
+
+        uvloop.run(main())
+
+    return go
+
+
+def test_the_machine_is_ready_when_every_worker_serves_and_that_is_reported_once(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        await until(lambda: Ready() in machine.reports)
+        one, two = machine.worker(0), machine.worker(1)
+        two.serves = False
+        snapshot = await until(lambda: one.latest(Snapshot))
+        assert [spec.name for spec in snapshot.providers] == ["openai", "off", "bad"]
+        assert snapshot.providers[0].keys[0].value == Secret("sk-1")
+        await until(lambda: two.latest(Snapshot))
+        assert not one.ready
+        assert MachineReady() not in machine.reports
+        two.send(Serving(1))
+        await until(lambda: one.ready and two.ready)
+        two.die()
+        await until(lambda: not one.ready)
+        three = machine.worker(1)
+        await until(lambda: one.ready and three.ready)
+        assert machine.reports.count(MachineReady()) == 1
+
+    play(test, workers=2)
+
+
+def test_a_new_revision_reaches_the_workers(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        machine.far.revision, machine.far.providers = 2, machine.far.providers[:1]
+        await until(lambda: (seen := worker.latest(Snapshot)) and seen.revision == 2)
+
+    play(test)
+
+
+def test_questions_of_workers_are_answered(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        worker.send(AskAuthorization(TOKEN))
+        answer = await until(lambda: worker.latest(Authorization))
+        assert answer.identity.username == "anna"
+        assert 0 < answer.ttl <= 5
+
+    play(test)
+
+
+def test_records_are_shipped_while_workers_live_and_to_the_last_when_they_die(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        worker.record()
+        await until(lambda: machine.far.journals.get(worker.journal.id) == 1)
+        worker.record()
+        worker.die()
+        await until(lambda: not worker.journal.path.exists())
+        frames = machine.far.frames[worker.journal.id]
+        assert len(frames) == 3
+        assert isinstance(decode_record(frames[-1]), WorkerGone)
+
+    play(test)
+
+
+def test_an_outage_is_told_with_the_grace_and_ends_by_itself(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        worker.send(AskAuthorization(TOKEN))
+        await until(lambda: worker.latest(Authorization))
+        away = ConnectError(Code.UNAVAILABLE, "database away")
+        machine.far.always = dict.fromkeys(("record", "is_authorized", "get_ai_providers"), away)
+        state = await until(lambda: (seen := worker.latest(MachineState)) and not seen.link_up and seen)
+        assert state.ready
+        assert 50 < state.grace_left <= 60
+        worker.record()
+        worker.send(AskAuthorization(b"stranger"))
+        await until(lambda: (seen := worker.latest(Authorization)) and seen.unavailable)
+        worker.send(AskAuthorization(TOKEN))
+        await until(lambda: (seen := worker.latest(Authorization)) and seen.identity)
+        machine.far.always = {}
+        await until(lambda: (seen := worker.latest(MachineState)) and seen.link_up)
+        await until(lambda: machine.far.journals.get(worker.journal.id) == 1)
+
+    play(test, auth_grace=60.0)
+
+
+def test_a_link_that_restarts_in_an_outage_leaves_the_machine_ready_within_the_grace(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        await machine.crash()
+        machine.far.always["get_ai_providers"] = ConnectError(Code.UNAVAILABLE, "database away")
+        machine.settings["key"] = KEY
+        await machine.start()
+        again = machine.worker(0, worker.journal)
+        again.send(Serving(1))
+        await until(lambda: again.ready)
+        state = again.latest(MachineState)
+        assert state
+        assert not state.link_up
+        assert 0 < state.grace_left <= 60
+
+    play(test, auth_grace=60.0)
+
+
+def test_the_page_adds_up_the_machine(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        one, two = machine.worker(0), machine.worker(1)
+        await until(lambda: one.ready and two.ready)
+        one.requests[0], two.requests[0], one.inflight[0], two.inflight[0] = 10, 5, 1, 2
+        two.send(Serving(1, {"openai": "no such region"}))
+        one.record()
+        await until(lambda: machine.far.journals.get(one.journal.id) == 1)
+        page = await machine.page()
+        assert page["ostiary_requests_total"] == 15
+        assert page["ostiary_inflight"] == 3
+        assert page["ostiary_link_up"] == 1
+        assert page["ostiary_link_records_shipped_total"] == 1
+        assert page["ostiary_link_records_pending"] == 0
+        assert page['ostiary_link_journals{state="live"}'] == 2
+        info = 'ostiary_provider_info{provider_name="%s",provider_type="openai",status="%s"}'
+        assert page[info % ("openai", "error")] == 1
+        assert page[info % ("off", "disabled")] == 1
+        assert page[info % ("bad", "error")] == 1
+        assert abs(page["ostiary_providers_last_reload_success_timestamp_seconds"] - time.time()) < 60
+        # a worker that does not answer costs a second, and its last report counts
+        two.answers_metrics = False
+        one.requests[0] = 20
+        assert (await machine.page())["ostiary_requests_total"] == 25
+        two.die()
+        three = machine.worker(1)
+        await until(lambda: three.ready)
+        three.requests[0] = 1
+        page = await machine.page()
+        assert page["ostiary_requests_total"] == 26
+        assert page["ostiary_inflight"] == 1
+
+    play(test, workers=2)
+
+
+def test_draining_ships_to_empty_and_ends_well(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        for _ in range(50):
+            worker.record()
+        worker.die()
+        machine.order(Drain())
+        assert await asyncio.wait_for(machine.process, 20) == 0
+        assert machine.reports[-1] == Drained(0)
+        assert len(machine.far.frames[worker.journal.id]) == 51
+        assert not worker.journal.path.exists()
+
+    play(test)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_draining_says_how_many_records_are_left(play: Play, twice: bool) -> None:
+    async def test(machine: Machine) -> None:
+        machine.far.always["record"] = ConnectError(Code.UNAVAILABLE, "database away")
+        worker = machine.worker(0)
+        for _ in range(7):
+            worker.record()
+        worker.die()
+        machine.order(Drain())
+        if twice:
+            machine.order(Drain())
+        assert await asyncio.wait_for(machine.process, 20) == 3
+        assert machine.reports[-1] == Drained(7)
+
+    play(test, drain_timeout=60.0 if twice else 0.3)
+
+
+def test_a_refused_key_ends_the_command_at_once_when_nothing_was_served(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        assert await asyncio.wait_for(machine.process, 20) == 1
+        (fatal,) = [report for report in machine.reports if isinstance(report, Fatal)]
+        assert fatal.exit_status == 1
+        assert "ostiary gateway keys create" in fatal.message
+        assert "not-the-key" not in fatal.message
+
+    play(test, key="not-the-key")
+
+
+def test_a_key_refused_later_ends_the_command_after_draining(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        worker.send(AskAuthorization(TOKEN))
+        await until(lambda: worker.latest(Authorization))
+        refused = ConnectError(Code.UNAUTHENTICATED, "key deleted")
+        machine.far.always = dict.fromkeys(("record", "is_authorized", "get_ai_providers"), refused)
+        await until(lambda: any(isinstance(report, Fatal) for report in machine.reports))
+        worker.said.clear()
+        worker.send(AskAuthorization(TOKEN))
+        assert (await until(lambda: worker.latest(Authorization))).identity
+        worker.record()
+        worker.die()
+        machine.order(Drain())
+        assert await asyncio.wait_for(machine.process, 20) == 3
+        assert machine.reports[-1] == Drained(1)
+
+    play(test, drain_timeout=60.0)
+
+
+def test_a_worker_that_speaks_something_else_loses_its_socket_and_nobody_else_does(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        good, odd = machine.worker(0), machine.worker(1)
+        await until(lambda: good.ready and odd.ready)
+        odd.send_bytes(b"\x00\x00\x00\x01\xc1")
+        await asyncio.wait_for(odd.closed.wait(), 10)
+        good.send(AskAuthorization(TOKEN))
+        await until(lambda: good.latest(Authorization))
+
+    play(test, workers=2)
+
+
+def test_no_secret_is_logged_or_counted(play: Play, capfd: pytest.CaptureFixture[str]) -> None:
+    pages: list[str] = []
+
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        pages.append(str(await machine.page()))
+        machine.far.always["get_ai_providers"] = ConnectError(Code.INTERNAL, "broken")
+        await until(lambda: (seen := worker.latest(MachineState)) and not seen.link_up)
+
+    play(test)
+    captured = capfd.readouterr()
+    everything = captured.out + captured.err + pages[0]
+    assert "loading providers" in everything
+    for secret in (KEY, "sk-1", TOKEN.hex()):
+        assert secret not in everything
