@@ -3,8 +3,9 @@
 Rules
 - llhttp in strict mode validates the bytes. It is fed the head alone, so it never sees two messages.
 - On top we refuse, not guess (design §6; RFC 9112 §11, RFC 9110 §5.3): a `Transfer-Encoding` other than exactly `chunked`,
-  repeated or missing `Host`, repeated `Content-Length` and repeated credentials, extra spaces in the request line, versions
-  other than 1.0 and 1.1, targets that are not visible ASCII, heads over 64 KiB.
+  repeated, missing or odd `Host`, repeated `Content-Length` and repeated credentials, extra spaces in the request line,
+  versions other than 1.0 and 1.1, targets that are not visible ASCII, control characters in a status line, heads over 64 KiB.
+- A connection of HTTP/1.0 is never kept: its keep-alive was an agreement of both sides that we do not offer.
 - Field lines are kept as they came, so that an outgoing head can be joined from them.
 """
 
@@ -26,7 +27,15 @@ _SINGLE: Final = frozenset(
     b"host content-length transfer-encoding content-type content-encoding expect".split()
     + b"authorization x-api-key x-ostiary-token x-coder-ai-governance-token".split()
 )
-"""Fields of which a second line would leave open which one counts."""
+"""Request fields of which a second line would leave open which one counts."""
+
+_SINGLE_RESPONSE: Final = frozenset((b"content-length", b"transfer-encoding"))
+"""Of an answer only the framing is ours to judge."""
+
+_HOST: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+;=%:[]"
+"""What a host and port are written with (RFC 3986 §3.2.2), without the comma, which reads like a list."""
+
+_CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 
 _DIGITS_MAX: Final = 15
 
@@ -109,15 +118,20 @@ def parse_request_head(raw: bytes) -> RequestHead:
         minor = 0
     else:
         raise HeadError(505, "only HTTP/1.1 is spoken here")
+    authority = None
     if target[:1] != b"/":
-        target = _origin_form(target, method)
+        authority, target = _origin_form(target, method)
     if not target.isascii() or b"#" in target:
         raise HeadError(400, "the request target must be visible ASCII without a fragment; percent-encode the rest")
     head = RequestHead(minor, lines, method, target)
-    _read_fields(head)
+    _read_fields(head, _SINGLE)
     fields = head.fields
-    if minor == 1 and b"host" not in fields:
-        raise HeadError(400, "an HTTP/1.1 request needs exactly one Host field")
+    host = fields.get(b"host")
+    if host is None:
+        if minor == 1:
+            raise HeadError(400, "an HTTP/1.1 request needs exactly one Host field")
+    elif host.translate(None, _HOST) or (authority is not None and authority.lower() != host.lower()):
+        raise HeadError(400, "the Host field must be a host and port, the same as the target's if that has one")
     expect = fields.get(b"expect")
     if expect is not None:
         if expect.lower() != b"100-continue":
@@ -147,8 +161,13 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
     else:
         raise HeadError(502, "the upstream does not answer in HTTP/1.1")
     status = parser.get_status_code()
+    if status < 100 or status_line.translate(None, _CONTROLS) != status_line:
+        raise HeadError(502, "malformed HTTP response: Invalid status line")
     head = ResponseHead(minor, lines, status, status_line)
-    _read_fields(head)
+    try:
+        _read_fields(head, _SINGLE_RESPONSE)
+    except HeadError as error:
+        raise HeadError(502, f"malformed HTTP response: {error.reason}") from None
     if to_head_request or status < 200 or status in (204, 304):
         head.framing = NO_BODY
     elif head.framing == NO_BODY and b"content-length" not in head.fields:
@@ -157,7 +176,7 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
     return head
 
 
-def _read_fields(head: Head) -> None:
+def _read_fields(head: Head, single: frozenset[bytes]) -> None:
     fields = head.fields
     names = head.names
     for line in head.lines:
@@ -166,7 +185,7 @@ def _read_fields(head: Head) -> None:
         names.append(name)
         value = value.strip(b" \t")
         if name in fields:
-            if name in _SINGLE:
+            if name in single:
                 raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
             value = fields[name] + b", " + value
         fields[name] = value
@@ -185,15 +204,11 @@ def _read_fields(head: Head) -> None:
         head.framing = CHUNKED
     connection = fields.get(b"connection")
     if connection is not None:
-        options = head.connection_options()
-        if b"close" in options:
-            head.keep_alive = False
-        elif head.minor == 0:
-            head.keep_alive = b"keep-alive" in options
+        head.keep_alive = head.keep_alive and b"close" not in head.connection_options()
 
 
-def _origin_form(target: bytes, method: bytes) -> bytes:
-    """An absolute-form target as origin-form (RFC 9112 §3.2.2); `*` and authority-form are not served."""
+def _origin_form(target: bytes, method: bytes) -> tuple[bytes, bytes]:
+    """An absolute-form target as (authority, origin-form) (RFC 9112 §3.2.2); `*` and authority-form are not served."""
     lowered = target[:8].lower()
     for scheme in (b"http://", b"https://"):
         if lowered.startswith(scheme):
@@ -203,7 +218,7 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
                 if 0 <= found < authority_end:
                     authority_end = found
             rest = target[authority_end:]
-            return rest if rest[:1] == b"/" else b"/" + rest
+            return target[len(scheme) : authority_end], rest if rest[:1] == b"/" else b"/" + rest
     if method == b"CONNECT":
         raise HeadError(501, "CONNECT is not supported here")
     raise HeadError(400, "the request target must be a path")
