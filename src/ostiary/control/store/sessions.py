@@ -147,7 +147,7 @@ async def get_session(
         page_ended_at=max(ends, default=None),
         started_at=shown.started_at,
         ended_at=shown.ended_at,
-        token_usage_summary=_tokens(summary, dict(sums.tuples().all())),
+        token_usage_summary=_tokens(summary, {row.key: row.total for row in sums}),
         threads=threads,
         truncated=truncated,
     )
