@@ -126,7 +126,8 @@ def shown_settings(settings: ProviderSettings | None) -> dict[str, Any] | None:
     if encoded is None:
         return None
     shown: dict[str, Any] = msgspec.json.decode(encoded)
-    return shown
+    # absent, not empty: sent back as they are, they change no secret
+    return {name: value for name, value in shown.items() if name not in SECRET_SETTINGS}
 
 
 def _status(row: RowMapping, read: Read, keys: list[StoredKey]) -> ProviderStatus:
