@@ -276,7 +276,7 @@ def recorded(plane: Plane) -> tuple[str, str]:
         candidates=[("sk-a...wxyz", "cooling"), ("sk-b...wxyz", "")],
         edits=["stream_options"],
         attempts=[Attempt("sk-b...wxyz", False, 200, "", 900)],
-        stages={"head": 0, "sent": 1000},
+        stages={"identify": 0, "head": 1000},
     )
     later = {"initiator_id": first.initiator_id, "started_at": first.started_at + 1000}
     second = start(client_session_id="session/1", provider_name="other", **later)
@@ -308,9 +308,9 @@ def test_a_call_is_explained_as_a_timeline(do: Do, recorded: tuple[str, str]) ->
     assert lines[lines.index("keys") + 1 : lines.index("keys") + 3] == ["sk-a...wxyz cooling", "sk-b...wxyz taken"]
     assert lines[lines.index("edits") + 1] == "stream_options"
     assert lines[-3:] == [
-        "0.000 +0.000 head",
+        "0.000 +0.000 token known",
         "0.900 +0.900 attempt 1 with sk-b...wxyz on a new connection answered 200",
-        "1.000 +0.100 sent",
+        "1.000 +0.100 provider's head here",
     ]
 
 

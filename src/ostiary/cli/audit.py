@@ -6,7 +6,7 @@ import typer
 
 from ._app import new_app
 from .client import Client
-from .output import AsJson, local_time, print_json, print_table
+from .output import AsJson, Column, local_time, print_json, print_table
 
 app = new_app("Who changed what.")
 
@@ -50,7 +50,16 @@ def list_entries(
         )
         for entry in entries
     ]
-    print_table(("TIME", "WHO", "DID", "TO", "NAME", "FROM", "CHANGED"), rows, "nothing was changed")
+    columns = (
+        "TIME",
+        "WHO",
+        "DID",
+        "TO",
+        Column("NAME", cut=True),
+        Column("FROM", drop=1),
+        Column("CHANGED", cut=True),
+    )
+    print_table(columns, rows, "nothing was changed")
 
 
 def changed_fields(before: dict[str, object] | None, after: dict[str, object] | None) -> str:

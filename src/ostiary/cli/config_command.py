@@ -9,7 +9,7 @@ from ostiary.config.settings import Settings
 from ._app import new_app
 from ._settings_flags import ConfigFile, load_or_fail, problem_text
 from .failure import Failure
-from .output import AsJson, note, print_json, print_table, say
+from .output import AsJson, Column, note, print_json, print_table, say
 
 app = new_app("Show the settings of `ostiary server`, or check them.")
 
@@ -34,7 +34,7 @@ def show(config: ConfigFile = None, as_json: AsJson = False) -> None:
             }
         )
         return
-    print_table(("SETTING", "VALUE", "FROM"), rows, "")
+    print_table(("SETTING", Column("VALUE", cut=True), Column("FROM", cut=True)), rows, "")
     for name in loaded.provider_environment:
         say(f"{name}  ***")
     note(f"file: {loaded.file or 'none'}")

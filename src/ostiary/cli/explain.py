@@ -12,6 +12,18 @@ from .output import AsJson, one_line, print_json, say
 
 app = new_app()
 
+_REACHED = {
+    "identify": "token known",
+    "body": "body read",
+    "check": "body checked",
+    "record": "start recorded",
+    "connect": "connection to the provider open",
+    "send": "request sent",
+    "head": "provider's head here",
+    "end": "answer complete",
+}
+"""What has been reached when a stage of the trace is noted (design §5)."""
+
 
 @app.command()
 def explain(
@@ -56,7 +68,7 @@ def trace_lines(trace: dict[str, Any]) -> list[str]:
 
 def timeline(stages: dict[str, int], attempts: list[dict[str, Any]]) -> list[str]:
     """When each step was reached, with the distance from the one before. Times come in µs."""
-    events = [(at, one_line(name.replace("_", " "))) for name, at in stages.items()]
+    events = [(at, _REACHED.get(name, one_line(name))) for name, at in stages.items()]
     events += [(attempt.get("at_us", 0), _attempt(number, attempt)) for number, attempt in enumerate(attempts, 1)]
     lines, before = [], 0
     for at, what in sorted(events, key=lambda event: event[0]):

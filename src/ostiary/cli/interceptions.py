@@ -8,6 +8,8 @@ from ._app import new_app
 from .client import Client, segment
 from .output import (
     AsJson,
+    Column,
+    ago,
     count,
     indented,
     local_time,
@@ -55,7 +57,7 @@ def list_interceptions(
     rows = [
         (
             row["id"],
-            local_time(row["started_at"]),
+            ago(row["started_at"]),
             who(row["initiator"]),
             row["provider_name"],
             row["model"],
@@ -67,7 +69,11 @@ def list_interceptions(
         )
         for row in found
     ]
-    columns = ("ID", "STARTED", "WHO", "PROVIDER", "MODEL", "OUTCOME", "STATUS>", "IN>", "OUT>", "TOOK>")
+    columns = (
+        *("ID", "STARTED", Column("WHO", cut=True), Column("PROVIDER", cut=True, drop=2), Column("MODEL", cut=True)),
+        *("OUTCOME", Column("STATUS", right=True, drop=1), Column("IN", right=True, drop=4)),
+        *(Column("OUT", right=True, drop=5), Column("TOOK", right=True, drop=3)),
+    )
     print_table(columns, rows, "no calls yet; point a client at <server>/api/v2/ai-gateway/<provider>")
 
 

@@ -3,7 +3,7 @@
 Rules
 - Text from the server can hold anything a user, a model or a provider wrote. Control characters are shown as � before
   they reach a terminal: an escape sequence in a prompt must not move an administrator's cursor.
-- On a terminal a table is cut to its width; in a pipe nothing is cut.
+- On a terminal a table is made to fit its width; in a pipe nothing is cut or left out.
 - `--json` prints what the API answered, whole.
 """
 
@@ -12,17 +12,16 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from shutil import get_terminal_size
+from typing import Annotated, Any, NamedTuple
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_PIPE_WIDTH = 1_000_000
+_GAP = "  "
+_CUT_WIDTH = 12
 
 
 def clean(text: object) -> str:
@@ -52,40 +51,73 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def console() -> "Console":
-    from rich.console import Console
+class Column(NamedTuple):
+    """A column of a table, and what becomes of it when the terminal is too narrow."""
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
+    name: str
+    right: bool = False
+    cut: bool = False
+    """It may be cut down to `_CUT_WIDTH`. Ids are never cut: they are for copying."""
+    drop: int = 0
+    """Its turn to be left out when cutting is not enough; 0: never."""
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
-    """A table; `empty` instead when there are no rows. A column name that ends in `>` is right-aligned.
-
-    The last column is the one that is cut when the terminal is narrow.
-    """
+def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]], empty: str) -> None:
+    """A table; `empty` instead when there are no rows."""
     if not rows:
         note(empty)
         return
-    from rich.table import Table
-    from rich.text import Text
+    texts = [["" if cell is None else one_line(cell, 2000) for cell in row] for row in rows]
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in table_lines([Column(one) if isinstance(one, str) else one for one in columns], texts, width):
+        say(line)
 
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for index, name in enumerate(columns):
-        last = index == len(columns) - 1
-        table.add_column(
-            name.rstrip(">"),
-            justify="right" if name.endswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=None,
-            min_width=8 if last else None,
-        )
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else one_line(cell, 2000)) for cell in row))
-    with console() as screen, screen.capture() as captured:
-        screen.print(table)
-    # cells are padded to their column; the last one need not be
-    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Header and rows as text, in `width` cells when one is given."""
+    from rich.cells import cell_len
+
+    wanted = [
+        max(cell_len(column.name), *(cell_len(row[index]) for row in rows)) for index, column in enumerate(columns)
+    ]
+    shown = _fitting(columns, wanted, width)
+    lines = []
+    for row in ([column.name for column in columns], *rows):
+        cells = [_cell(row[index], cells, columns[index].right) for index, cells in shown]
+        lines.append(_GAP.join(cells).rstrip())
+    return lines
+
+
+def _fitting(columns: Sequence[Column], wanted: Sequence[int], width: int | None) -> list[tuple[int, int]]:
+    """(index, cells) of the columns that are shown."""
+    shown = dict(enumerate(wanted))
+    if width is None:
+        return list(shown.items())
+
+    def excess() -> int:
+        return sum(shown.values()) + len(_GAP) * (len(shown) - 1) - width
+
+    def least() -> int:
+        return excess() - sum(max(0, shown[index] - _CUT_WIDTH) for index in shown if columns[index].cut)
+
+    for index in sorted(shown, key=lambda index: columns[index].drop):
+        if columns[index].drop and least() > 0:
+            del shown[index]
+    while excess() > 0:
+        widest = max((index for index in shown if columns[index].cut), key=lambda index: shown[index], default=None)
+        if widest is None or shown[widest] <= _CUT_WIDTH:
+            break
+        shown[widest] -= 1
+    return list(shown.items())
+
+
+def _cell(text: str, cells: int, right: bool) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) > cells:
+        return set_cell_size(text, cells - 1) + "…"
+    padding = " " * (cells - cell_len(text))
+    return padding + text if right else text + padding
 
 
 def print_fields(pairs: Sequence[tuple[str, object]]) -> None:
@@ -137,9 +169,12 @@ def ago(text: str | None, now: datetime | None = None) -> str:
 
 
 def took(start: str | None, end: str | None) -> str:
-    """How long something lasted, e.g. `0.42s`."""
+    """How long something lasted: `42ms`, `1.50s`."""
     first, last = parse_time(start), parse_time(end)
-    return f"{(last - first).total_seconds():.2f}s" if first and last else ""
+    if first is None or last is None:
+        return ""
+    seconds = (last - first).total_seconds()
+    return f"{seconds:.2f}s" if seconds >= 1 else f"{seconds * 1000:.0f}ms"
 
 
 def who(initiator: dict[str, Any]) -> str:

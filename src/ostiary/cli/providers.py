@@ -12,7 +12,7 @@ from ._settings_flags import ConfigFile, load_or_fail
 from .client import Client, segment
 from .failure import wrong_usage
 from .given import confirm, prompt_secret, read_json_object, read_keys
-from .output import AsJson, ago, note, print_fields, print_json, print_table, say
+from .output import AsJson, Column, ago, note, print_fields, print_json, print_table, say
 
 app = new_app("Providers and their keys.")
 
@@ -55,9 +55,8 @@ def list_providers(as_json: AsJson = False) -> None:
         )
         for provider in providers
     ]
-    print_table(
-        ("NAME", "TYPE", "STATUS", "KEYS>", "BASE URL"), rows, "no providers; add one with: ostiary providers add NAME"
-    )
+    columns = ("NAME", "TYPE", Column("STATUS", cut=True), Column("KEYS", right=True), Column("BASE URL", cut=True))
+    print_table(columns, rows, "no providers; add one with: ostiary providers add NAME")
 
 
 @app.command()
@@ -254,7 +253,7 @@ def plan_(
     if as_json:
         print_json({"steps": steps, "would_start": not status})
         return status
-    columns = ("DO", "NAME", "BECAUSE")
+    columns = ("DO", "NAME", Column("BECAUSE", cut=True))
     print_table(
         columns, [(step["step"], step["name"], summary(step)) for step in steps], "the environment has no providers"
     )

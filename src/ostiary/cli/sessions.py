@@ -7,7 +7,20 @@ import typer
 from ._app import new_app
 from .client import Client, segment
 from .interceptions import Query
-from .output import AsJson, ago, count, indented, local_time, one_line, print_fields, print_json, print_table, say, who
+from .output import (
+    AsJson,
+    Column,
+    ago,
+    count,
+    indented,
+    local_time,
+    one_line,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    who,
+)
 
 app = new_app("Sessions of agents: threads, prompts, tool calls, tokens.")
 
@@ -49,7 +62,11 @@ def list_sessions(
         )
         for session in answer["sessions"]
     ]
-    columns = ("ID", "WHO", "CLIENT", "MODELS", "THREADS>", "IN>", "OUT>", "ACTIVE", "LAST PROMPT")
+    columns = (
+        *("ID", Column("WHO", cut=True), Column("CLIENT", cut=True, drop=3), Column("MODELS", cut=True, drop=6)),
+        *(Column("THREADS", right=True, drop=1), Column("IN", right=True, drop=4), Column("OUT", right=True, drop=5)),
+        *(Column("ACTIVE", drop=2), Column("LAST PROMPT", cut=True)),
+    )
     print_table(columns, rows, "no sessions yet; point a client at <server>/api/v2/ai-gateway/<provider>")
 
 

@@ -7,7 +7,7 @@ import typer
 from ._app import new_app
 from .client import Client, segment
 from .given import confirm
-from .output import AsJson, ago, note, print_json, print_table, say
+from .output import AsJson, Column, ago, note, print_json, print_table, say
 
 app = new_app("Tokens by which people and services use the gateway.")
 
@@ -72,7 +72,15 @@ def list_tokens(
         )
         for token in tokens
     ]
-    print_table(("ID", "USER", "NAME", "TOKEN", "ENDS", "CREATED"), rows, "no tokens")
+    columns = (
+        "ID",
+        Column("USER", cut=True),
+        Column("NAME", cut=True),
+        Column("TOKEN", drop=1),
+        "ENDS",
+        Column("CREATED", drop=2),
+    )
+    print_table(columns, rows, "no tokens")
 
 
 @app.command()

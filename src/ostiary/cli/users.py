@@ -8,7 +8,7 @@ from ._app import new_app
 from .client import Client, segment
 from .failure import wrong_usage
 from .given import confirm
-from .output import AsJson, ago, print_fields, print_json, print_table, say
+from .output import AsJson, Column, ago, print_fields, print_json, print_table, say
 
 app = new_app("People and services.")
 
@@ -32,7 +32,8 @@ def list_users(as_json: AsJson = False) -> None:
         print_json(users)
         return
     rows = [(user["username"], user["role"], user["status"], user["email"], ago(user["created_at"])) for user in users]
-    print_table(("USERNAME", "ROLE", "STATUS", "EMAIL", "CREATED"), rows, "no users")
+    columns = ("USERNAME", "ROLE", "STATUS", Column("EMAIL", cut=True, drop=2), Column("CREATED", drop=1))
+    print_table(columns, rows, "no users")
 
 
 @app.command()

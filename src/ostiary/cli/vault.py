@@ -2,7 +2,7 @@
 
 from ._app import new_app
 from .client import Client
-from .output import AsJson, ago, note, one_line, print_json, print_table, say
+from .output import AsJson, Column, ago, note, one_line, print_json, print_table, say
 
 app = new_app("The keys that encrypt at rest, and their rotation.")
 
@@ -29,7 +29,7 @@ def status(as_json: AsJson = False) -> None:
         )
         for key in keys
     ]
-    print_table(("KEY", "DOES", "VALUES>", "SINCE"), rows, "no keys")
+    print_table(("KEY", "DOES", Column("VALUES", right=True), "SINCE"), rows, "no keys")
 
 
 @app.command()
