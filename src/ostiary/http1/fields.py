@@ -5,7 +5,7 @@ One table for both directions (design §6, reference D.12). Names are lower case
 
 from typing import Final
 
-from .head import RequestHead, ResponseHead
+from .head import Head, RequestHead, ResponseHead
 
 HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer upgrade http2-settings".split()
@@ -38,7 +38,12 @@ OURS: Final = frozenset(
 )
 """Said to us, not to the provider."""
 
-_FRAMING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+_BODY_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
+
+_CONNECTION_ONLY: Final = _BODY_FRAMING | {b"close", b"keep-alive"}
+"""Options of `Connection` that drop no field: without its framing a body would be read as the next message."""
+
+_FRAMING: Final = _BODY_FRAMING | {b"host", b"expect"}
 """Written anew for each upstream request."""
 
 REQUEST_DROPPED: Final = HOP_BY_HOP | PROXY_CHAIN | OURS | _FRAMING
@@ -54,14 +59,16 @@ RESPONSE_DROPPED: Final = HOP_BY_HOP | {b"alt-svc", b"strict-transport-security"
 
 def kept_request_lines(head: RequestHead, dropped: frozenset[bytes]) -> list[bytes]:
     """The lines of `head` to send on, as they came."""
-    if b"connection" in head.fields:
-        dropped = dropped.union(head.connection_options())
-    return [line for name, line in zip(head.names, head.lines, strict=True) if name not in dropped]
+    return _kept(head, dropped)
 
 
 def kept_response_lines(head: ResponseHead, dropped: frozenset[bytes]) -> list[bytes]:
-    """The lines of `head` to send on, as they came. Framing fields cannot be dropped by a `Connection` option."""
-    if b"connection" in head.fields:
-        options = head.connection_options()
-        dropped = dropped.union(o for o in options if o not in (b"content-length", b"transfer-encoding"))
+    """The lines of `head` to send on, as they came."""
+    return _kept(head, dropped)
+
+
+def _kept(head: Head, dropped: frozenset[bytes]) -> list[bytes]:
+    named = set(head.connection_options()) - dropped - _CONNECTION_ONLY
+    if named:
+        dropped |= named
     return [line for name, line in zip(head.names, head.lines, strict=True) if name not in dropped]
