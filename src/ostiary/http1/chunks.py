@@ -62,9 +62,10 @@ class ChunkedReader:
                 self._state = _SIZE
             else:
                 end = buffer.find(b"\r\n", pos)
+                # However the line was torn, the same length is too long; the one byte more may be the CR.
+                if (end if end >= 0 else len(buffer) - 1) - pos > _MAX_LINE:
+                    raise BodyError("a chunk line is too long")
                 if end < 0:
-                    if len(buffer) - pos > _MAX_LINE:
-                        raise BodyError("a chunk line is too long")
                     break
                 line = buffer[pos:end]
                 pos = end + 2
