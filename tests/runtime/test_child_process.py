@@ -116,11 +116,13 @@ def test_a_boot_message_that_comes_later_is_waited_for() -> None:
     asyncio.run(script())
 
 
-def test_a_child_that_sends_what_is_no_report_is_killed() -> None:
+def test_a_child_that_sends_what_is_no_report_is_ended() -> None:
     async def script() -> None:
         async with _Watch(says_what_nobody_understands, None, BOOT) as watch:
             await watch.end()
-            assert watch.ends == [("signal SIGKILL", 0)]
+            ((cause, heard),) = watch.ends
+            assert cause in ("signal SIGKILL", "exit status 71"), "it may notice the closed socket first"
+            assert heard == 0
 
     asyncio.run(script())
 

@@ -106,7 +106,10 @@ class Supervised:
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.Error, IndexError):
                 argv = child.cmdline()
-                found[argv[3] if "ostiary.runtime.child" in argv else Path(argv[0]).name] = child.pid
+                if "ostiary.runtime.child" in argv:
+                    found[argv[3]] = child.pid
+                elif Path(argv[0]).name == "postgres" and argv[1] == "-D":
+                    found["postgres"] = child.pid
         return found
 
     def family(self) -> list[psutil.Process]:
@@ -135,7 +138,9 @@ def supervised(
         yield server
     finally:
         if server.process.poll() is None:
+            family = server.family()
             server.process.kill()
+            psutil.wait_procs(family, timeout=20)
         server.process.wait()
 
 

@@ -263,12 +263,12 @@ class Supervisor:
 
     async def _end_link(self) -> None:
         link, control = self._link, self._control
-        if link.final:
+        if link.final and not link.running:
             return  # it has ended by a fatal error, which has been told
         if link in self._respawns:
             self._respawns.pop(link).cancel()
             link.spawn()  # what dead workers left has to be shipped
-        if control is not None and (control.final or not control.booted):
+        if control is not None and (not control.booted or (control.final and not control.running)):
             link.send(Drain())  # nobody is there to ship to: say what is left and end
         await self._end_children([link], self._plan.link.drain_timeout + _DRAIN_MARGIN)
         where = self._plan.link.journal_dir
