@@ -1,6 +1,7 @@
 """The fake provider on a socket: connections, faults in time, and what it remembers."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -132,6 +133,20 @@ def test_an_early_answer_comes_before_the_body_and_the_connection_goes_on() -> N
         wire.writer.write(b"x" * 1000)
         wire.ask("and now?")
         assert (await wire.answer())[1]["choices"][0]["message"]["content"] == "and now?"
+
+    on_socket(use)
+
+
+def test_requests_that_differ_in_the_middle_only_get_answers_of_their_own() -> None:
+    async def use(wire: Wire, fake: FakeServer) -> None:
+        tokens = set()
+        for word in ("left", "mild", "left"):
+            prompt = f"{'a' * 1000}{word}{'b' * 1000}"
+            wire.ask(prompt)
+            _, body = await wire.answer()
+            assert body["choices"][0]["message"]["content"] == prompt
+            tokens.add(body["id"])
+        assert len(tokens) == 3
 
     on_socket(use)
 
@@ -387,6 +402,7 @@ def test_the_ledger_is_bounded_and_says_what_it_dropped(mode: Mode) -> None:
         assert summary["count"] == 5
         assert summary["dropped"] > 0
         assert len(fake.provider.ledger.marks) == 3
+        assert len(fake.provider.ledger.entries) <= 3
 
     on_socket(use, ledger=Ledger(mode, limit=3))
 
@@ -406,6 +422,56 @@ def test_the_ledger_file_is_written_as_things_happen(tmp_path: Path) -> None:
         ]
 
     on_socket(use, ledger=Ledger("counts", file=str(file)))
+
+
+def test_every_request_ends_as_answered_cut_or_aborted() -> None:
+    controls = ["", "tear=50", "pace=1", "cut=mid-body", "cut=before-head reset", "hang=mid-body", "hang=before-head"]
+    controls += [
+        "close",
+        "status=500",
+        "early status=413",
+        "length-excess=3",
+        "encoding=gzip force-encoding",
+        "nonsense",
+    ]
+
+    async def one(fake: FakeServer, number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", fake.port)
+        wire = Wire(reader, writer)
+        for at in range(number % 4):
+            wire.ask(stream=at % 2 == 0, x_fake=controls[(number + at) % len(controls)], x_fake_mark=f"m{number}-{at}")
+        if number % 5 == 0:
+            writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
+        if controls[number % len(controls)] != "hang=before-head":
+            with contextlib.suppress(OSError):
+                await reader.read(number % 7 * 100)
+        if number % 3:
+            writer.transport.abort()
+        else:
+            writer.close()
+
+    async def use(wire: Wire, fake: FakeServer) -> None:
+        await asyncio.gather(*(asyncio.wait_for(one(fake, number), LONG) for number in range(150) if number % 4))
+        await until(lambda: fake.connections == 1)
+        told = fake.provider.ledger.summary()
+        assert told["open"] == 0
+        assert min(told["answered"], told["cut"], told["aborted"]) > 0
+        outcomes = [entry.outcome for entry in fake.provider.ledger.entries.values()]
+        assert len(outcomes) == told["count"]
+        assert "open" not in outcomes
+        assert outcomes.count("aborted") == told["aborted"] == len(told["aborts"])
+
+    on_socket(use, ledger=Ledger("full"))
+
+
+def test_an_upgrade_is_answered_as_a_plain_request_and_closed() -> None:
+    async def use(wire: Wire, fake: FakeServer) -> None:
+        wire.send("GET", "/v1/responses", None, connection="Upgrade", upgrade="websocket")
+        data = await wire.rest()
+        assert data.startswith(b"HTTP/1.1 405 ")
+        assert data.count(b"HTTP/1.1") == 1
+
+    on_socket(use)
 
 
 # --- processes

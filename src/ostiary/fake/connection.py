@@ -159,6 +159,8 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._dead:
+            return  # pipelined behind an answer that has ended the connection: it was never read
         parser = self._parser
         turn = self._reading = _turn(self._url, self._headers, parser)
         if not turn.path.startswith("/fake/"):
@@ -180,8 +182,10 @@ class Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._dead:
+            return  # what was begun is told when the connection is lost
         turn, self._reading = self._reading, None
-        if turn is None or self._dead or turn.early:
+        if turn is None or turn.early:
             return
         body = self._body
         turn.body = body[0] if len(body) == 1 else b"".join(body)
