@@ -140,11 +140,9 @@ def _object(document: bytes, place: slice) -> _Object | None:
     text = document if start == 0 and place.stop == len(document) else document[start : place.stop]
     try:
         values = _members.decode(text)
-    except msgspec.ValidationError:
-        return None
     except RecursionError as exc:
         raise JSONEditError("the document is nested too deeply") from exc
-    except ValueError:
+    except ValueError:  # also for what is JSON and no object
         return _scanned_if_json(document, text, opening)
     return _walked(document, opening, values) or _scan(document, opening)
 
@@ -173,12 +171,16 @@ def _walked(document: bytes, opening: int, values: dict[str, Raw]) -> _Object | 
 def _scanned_if_json(document: bytes, text: bytes, opening: int) -> _Object | None:
     """For what msgspec refuses and other parsers take, such as lone surrogates."""
     try:
-        value = json.loads(text.decode("utf-8", "surrogateescape"))
+        value = json.loads(text.decode("utf-8", "surrogateescape"), parse_constant=_refuse)
     except RecursionError as exc:
         raise JSONEditError("the document is nested too deeply") from exc
     except ValueError as exc:
         raise JSONEditError("the document is not JSON") from exc
     return _scan(document, opening) if isinstance(value, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _scan(document: bytes, opening: int) -> _Object:

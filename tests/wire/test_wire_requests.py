@@ -1,0 +1,80 @@
+"""What every format's requests have in common."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ostiary.wire.facts import Format, RequestError
+from ostiary.wire.formats import read_request
+
+FORMATS: tuple[Format, ...] = ("chat_completions", "responses", "messages")
+every_format = pytest.mark.parametrize("format_", FORMATS)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "type", "content", "text", "tool_call_id", "output", "x"]), children, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@every_format
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"{", "is not JSON"),
+        (b"model=gpt", "is not JSON"),
+        (b'{"model":"m"} x', "is not JSON"),
+        (b'{"model":"m","x":NaN}', "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b'"m"', "is not a JSON object"),
+        (b"null", "is not a JSON object"),
+        (b"{}", 'has no "model"'),
+        (b'{"model":""}', 'has no "model"'),
+        (b'{"model":7}', 'has no "model"'),
+        (b'{"model":null,"messages":[]}', 'has no "model"'),
+        (b'{"model":"m","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused_with_its_cause_and_the_cure(format_: Format, body: bytes, cause: str) -> None:
+    with pytest.raises(RequestError, match=cause) as refused:
+        read_request(format_, body)
+    assert "; " in str(refused.value)
+
+
+@given(
+    st.sampled_from(FORMATS),
+    st.dictionaries(
+        st.sampled_from(["messages", "input", "stream", "stream_options", "metadata", "background", "tools"]),
+        json_values,
+    ),
+    st.sampled_from(["none", "prompts", "full"]),
+)
+def test_unknown_shapes_never_refuse_a_request(format_: Format, members: dict[str, Any], content: Any) -> None:
+    facts = read_request(format_, json.dumps(members | {"model": "m"}).encode(), content)
+    assert facts.model == "m"
+    assert facts.stream is (members.get("stream") is True)
+
+
+@every_format
+def test_only_what_is_read_needs_to_be_sound(format_: Format) -> None:
+    body = b'\xef\xbb\xbf{"model":"m","stream":true,"user":"\\ud800","x":"\xff"}'
+    facts = read_request(format_, body)
+    assert (facts.model, facts.stream) == ("m", True)
+
+
+@every_format
+def test_large_bodies_are_read_by_their_last_message(format_: Format) -> None:
+    turns = [{"role": "user", "content": "x" * 1000}, {"role": "assistant", "content": "y" * 1000}] * 200
+    last = {"role": "user", "content": "now"}
+    body = json.dumps({"messages": [*turns, last], "input": [*turns, last], "model": "m"}).encode()
+    assert read_request(format_, body).prompt == "now"
