@@ -74,7 +74,8 @@ def test_an_identity_passes():
 
 def admit(name: str, rest: bytes = b"/v1/messages", method: bytes = b"POST", **options: bool):
     chosen = {"byok": False, "allow_byok": True} | options
-    return decide.admit(SNAPSHOT, Target(name, rest), method, **chosen)
+    located = decide.locate(SNAPSHOT, Target(name, rest))
+    return located if isinstance(located, Refusal) else decide.admit(located, method, **chosen) or located
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_what_is_not_admitted_says_why(arguments, status, word):
 
 
 def test_before_the_first_snapshot_everything_is_503():
-    refusal = decide.admit(None, Target("openai", b"/v1/models"), b"GET", byok=False, allow_byok=True)
+    refusal = decide.locate(None, Target("openai", b"/v1/models"))
     assert isinstance(refusal, Refusal)
     assert refusal.status == 503
 

@@ -11,41 +11,49 @@ from collections.abc import Callable
 _RANDOM_POOL = 4096
 
 
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
 class IdSource:
     """Makes ids for one thread. `clock` gives Unix nanoseconds, `entropy(n)` gives n random bytes."""
 
-    __slots__ = ("_clock", "_count", "_entropy", "_last_ms", "_pool", "_pos")
+    __slots__ = ("_clock", "_count", "_entropy", "_last_ms", "_pool", "_pos", "_prefix")
 
-    def __init__(self, clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(
+        self, clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
         self._clock = clock
         self._entropy = entropy
-        self._last_ms = 0
+        self._last_ms = -1
         self._count = 0
+        self._prefix = ""
         self._pool = ""
         self._pos = 0
 
     def __call__(self) -> str:
         ms = self._clock() // 1_000_000
         if ms > self._last_ms:
-            self._last_ms = ms
-            self._count = 0
+            self._begin(ms)
+        elif self._count == 0xFFF:
+            self._begin(self._last_ms + 1)
         else:
             # same millisecond, or the clock stepped back: stay monotonic
             self._count += 1
-            if self._count > 0xFFF:
-                self._last_ms += 1
-                self._count = 0
-            ms = self._last_ms
         pos = self._pos
-        pool = self._pool
-        if pos + 16 > len(pool):
-            pool = self._pool = self._entropy(_RANDOM_POOL).hex()
+        if pos == len(self._pool):
+            self._pool = self._entropy(_RANDOM_POOL).hex()
             pos = 0
+        pool = self._pool
         self._pos = pos + 16
-        tail = pool[pos : pos + 16]
+        return (
+            f"{self._prefix}{self._count:03x}-{_VARIANT[pool[pos]]}{pool[pos + 1 : pos + 4]}-{pool[pos + 4 : pos + 16]}"
+        )
+
+    def _begin(self, ms: int) -> None:
+        self._last_ms = ms
+        self._count = 0
         head = f"{ms:012x}"
-        variant = "89ab"[int(tail[0], 16) & 3]
-        return f"{head[:8]}-{head[8:]}-7{self._count:03x}-{variant}{tail[1:4]}-{tail[4:]}"[:36]
+        self._prefix = f"{head[:8]}-{head[8:]}-7"
 
 
 new_id = IdSource()

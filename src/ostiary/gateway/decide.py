@@ -1,7 +1,7 @@
 """Every decision about a request. Pure: what it needs comes in, what is to be done comes out.
 
-In the order of a request's life (design §5): `credential_of` says who asks, `identified` whether they may, `admit` where the
-request goes, `choose_credential` with which key. A `Refusal` ends it.
+In the order of a request's life (design §5): `credential_of` says who asks, `identified` whether they may, `locate` and
+`admit` where the request goes, `choose_key` and `own_credential` with which credential. A `Refusal` ends it.
 """
 
 from typing import Final
@@ -85,17 +85,21 @@ def identified(answer: Answer) -> Identity | Refusal:
     return _TOKEN_REFUSALS[answer]
 
 
-class Admission(Struct, frozen=True):
-    """Where an identified request goes."""
+class Admission:
+    """Where a path leads in one snapshot, with what is the same for every request to it."""
 
-    provider: RuntimeProvider
-    route: Route
+    __slots__ = ("head_tail", "provider", "route", "upstream_path")
+
+    def __init__(self, provider: RuntimeProvider, route: Route, rest: bytes) -> None:
+        self.provider = provider
+        self.route = route
+        self.upstream_path = provider.upstream_path(rest)
+        self.head_tail = b" HTTP/1.1\r\n" + provider.host_line
+        """Of the upstream request line, and the `Host` line."""
 
 
-def admit(
-    snapshot: Snapshot | None, target: Target, method: bytes, *, byok: bool, allow_byok: bool
-) -> Admission | Refusal:
-    """The provider and route of a request, or why there is none."""
+def locate(snapshot: Snapshot | None, target: Target) -> Admission | Refusal:
+    """The provider and route of a path, or why there is none."""
     if snapshot is None:
         return Refusal(503, "no_snapshot", "This gateway has not loaded its providers yet. Try again.", 1)
     provider = snapshot.providers.get(target.provider)
@@ -116,11 +120,17 @@ def admit(
         return Refusal(
             404, "unknown_route", f"The provider {provider.name!r} has no route {path!r}. There are: {names}."
         )
-    if route.kind == "bridged" and method != b"POST":
-        return Refusal(405, "bad_method", f"{route.label} takes POST only.", allow="POST")
-    if byok and not allow_byok:
-        return Refusal(403, "byok_off", "Bringing your own key is turned off on this gateway (allow_byok).")
-    return Admission(provider, route)
+    return Admission(provider, route, target.rest)
+
+
+_BYOK_OFF: Final = Refusal(403, "byok_off", "Bringing your own key is turned off on this gateway (allow_byok).")
+
+
+def admit(admission: Admission, method: bytes, *, byok: bool, allow_byok: bool) -> Refusal | None:
+    """Whether this request may go where its path leads."""
+    if method != b"POST" and admission.route.kind == "bridged":
+        return Refusal(405, "bad_method", f"{admission.route.label} takes POST only.", allow="POST")
+    return _BYOK_OFF if byok and not allow_byok else None
 
 
 class Credential(Struct, frozen=True):

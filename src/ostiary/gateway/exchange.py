@@ -15,7 +15,9 @@ from hashlib import sha256
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from ostiary.core.agents import AgentFirewallError, agent_firewall, detect_client, session_id
+import msgspec
+
+from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall, detect_client, session_id
 from ostiary.core.identity import Identity
 from ostiary.core.ids import new_id
 from ostiary.core.records import (
@@ -45,7 +47,8 @@ from ostiary.wire.content_coding import (
     decode_body,
     narrow_accept_encoding,
 )
-from ostiary.wire.facts import RequestError, RequestFacts
+from ostiary.wire.errors import classify
+from ostiary.wire.facts import ProviderError, RequestError, RequestFacts
 from ostiary.wire.formats import read_request
 from ostiary.wire.include_usage import splice_include_usage
 
@@ -53,10 +56,9 @@ from . import decide
 from .authorizations import Answer
 from .journal import JournalError
 from .observe import Observation
-from .providers import RuntimeProvider
 from .refusals import Refusal, error_body, refusal_head, shape_of
-from .routes import Route, Target
-from .settle import Ending, end_record, error_type_of, error_type_of_failure, error_type_of_name, without_content
+from .routes import Target
+from .settle import Ending, end_record, error_type_of, error_type_of_failure, without_content
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -76,83 +78,75 @@ _DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding
 _DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
 _RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
 _IDENTITY_LINE: Final = b"Accept-Encoding: identity\r\n"
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+
+_NO_CREDENTIAL: Final = decide.Credential("centralized", "", None)
+_BODY_MEMORY: Final = Refusal(
+    503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
+)
+_BACKGROUND: Final = Refusal(
+    501,
+    "background",
+    "Background responses cannot be recorded, so they are not served. Leave out `background` or set it to false.",
+)
+_NOT_RECORDED: Final = Refusal(
+    500, "journal", "The request could not be recorded, so it was not sent. Try again later."
+)
 
 
 class Exchange:
-    """See the module's rules. Implements `ServerExchange` towards the client and `Consumer` towards the upstream."""
+    """See the module's rules. Implements `ServerExchange` towards the client and `Consumer` towards the upstream.
 
-    __slots__ = (
-        "_attempts",
-        "_body",
-        "_body_size",
-        "_connecting",
-        "_connection",
-        "_edits",
-        "_ending",
-        "_facts",
-        "_head",
-        "_hint",
-        "_identity",
-        "_inflight",
-        "_notes",
-        "_observation",
-        "_presented",
-        "_provider",
-        "_rechunked",
-        "_recorded",
-        "_retries",
-        "_route",
-        "_splices_usage",
-        "_stages",
-        "_start",
-        "_state",
-        "_t0",
-        "_target",
-        "_upstream",
-        "_upstream_head",
-        "_worker",
-        "id",
-    )
+    What a request does not have keeps the class's default: most requests set few of these.
+    """
 
+    _admission: decide.Admission
+    _attempts: tuple[Attempt, ...] = ()
+    _body: bytes = b""
+    _body_size: int = 0
+    _connecting: asyncio.Task[None] | None = None
+    _edits: tuple[str, ...] = ()
+    _facts: RequestFacts
+    _hint: str = ""
     _identity: Identity
+    _inflight: list[float] | None = None
+    _notes: tuple[str, ...] = ()
+    _observation: Observation | None = None
     _presented: decide.Presented
-    _provider: RuntimeProvider
-    _route: Route
+    _rechunked: bool = False
+    _recorded: bool = False
+    _retries: int = 0
+    _reused: bool = False
+    _sent_ns: int = 0
+    _splices_usage: bool = False
     _start: InterceptionStart
+    _state: int = _IDENTIFY
+    _upstream: UpstreamConnection | None = None
+    _upstream_head: bytes = b""
 
-    def __init__(self, worker: "Worker", connection: ClientConnection, head: RequestHead, target: Target) -> None:
+    def __init__(
+        self,
+        worker: "Worker",
+        connection: ClientConnection,
+        head: RequestHead,
+        target: Target,
+        admission: decide.Admission | None,
+    ) -> None:
         self._t0 = perf_counter_ns()
         self._worker = worker
         self._connection = connection
         self._head = head
         self._target = target
-        self._state = _IDENTIFY
-        self._body = b""
-        self._body_size = 0
-        self._connecting: asyncio.Task[None] | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._upstream_head = b""
-        self._observation: Observation | None = None
-        self._facts: RequestFacts | None = None
-        self._inflight: list[float] | None = None
-        self._recorded = False
-        self._splices_usage = False
-        self._rechunked = False
-        self._retries = 0
-        self._hint = ""
+        self._located = admission
         self._ending = Ending()
         self._stages: dict[str, int] = {}
-        self._edits: list[str] = []
-        self._notes: list[str] = []
-        self._attempts: list[Attempt] = []
         self.id = new_id()
 
     # --- identify, route, admit
 
     def begin(self) -> None:
         """The head has been read."""
-        head = self._head
-        presented = decide.credential_of(head.fields)
+        presented = decide.credential_of(self._head.fields)
         if presented is None:
             self._refuse(decide.NO_TOKEN)
             return
@@ -169,56 +163,48 @@ class Exchange:
     def _identified(self, answer: Answer) -> None:
         if self._state != _IDENTIFY:
             return  # the client has gone in the meantime
-        identity = decide.identified(answer)
+        identity = answer if type(answer) is Identity else decide.identified(answer)
         if isinstance(identity, Refusal):
             self._refuse(identity)
             return
         self._identity = identity
         worker = self._worker
         head = self._head
-        admission = decide.admit(
-            worker.snapshot,
-            self._target,
-            head.method,
-            byok=self._presented.byok,
-            allow_byok=worker.settings.allow_byok,
-        )
+        admission = self._located or worker.locate(head.path, self._target)
         if isinstance(admission, Refusal):
             self._refuse(admission)
             return
-        if head.minor == 0:
-            self._refuse(Refusal(505, "http_1_0", "Provider routes need HTTP/1.1."))
+        refusal = decide.admit(admission, head.method, byok=self._presented.byok, allow_byok=worker.settings.allow_byok)
+        if refusal is None and head.minor == 0:
+            refusal = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
+        if refusal is None and head.framing == LENGTH:
+            if worker.reserve_body(head.content_length):
+                self._body_size = head.content_length
+            else:
+                refusal = _BODY_MEMORY
+        if refusal is not None:
+            self._refuse(refusal)
             return
-        self._provider = admission.provider
-        self._route = admission.route
-        self._stage("identify")
-        if head.framing == LENGTH and not worker.reserve_body(head.content_length):
-            self._refuse(
-                Refusal(503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", 1)
-            )
-            return
-        self._body_size = head.content_length if head.framing == LENGTH else 0
+        self._admission = admission
+        self._stages["identify"] = perf_counter_ns()
         self._state = _BODY
         self._connection.collect(worker.settings.body_max_bytes)
 
     # --- body
 
     def request_body(self, body: bytes) -> None:
-        self._stage("body")
-        worker = self._worker
+        self._stages["body"] = perf_counter_ns()
         if len(body) != self._body_size:
-            if not worker.reserve_body(len(body) - self._body_size):
-                self._refuse(
-                    Refusal(503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", 1)
-                )
+            if not self._worker.reserve_body(len(body) - self._body_size):
+                self._refuse(_BODY_MEMORY)
                 return
             self._body_size = len(body)
         self._body = body
         self._state = _CHECK
-        if self._route.kind == "passthrough":
+        if self._admission.route.format is None:
             self._pass_through()
         elif len(body) > _LARGE_BODY:
-            worker.check_large(self._check)
+            self._worker.check_large(self._check)
         else:
             self._check()
 
@@ -240,73 +226,56 @@ class Exchange:
     def _check(self) -> None:
         if self._state != _CHECK:
             return
-        head = self._head
-        fields = head.fields
+        fields = self._head.fields
         worker = self._worker
-        route = self._route
-        body = self._body
+        plain = self._body
         coding = fields.get(b"content-encoding")
+        wire_format = self._admission.route.format
+        assert wire_format is not None  # bridged routes have one
         try:
             if coding is not None:
-                body = decode_body(coding, body, worker.settings.body_max_bytes)
-            wire_format = route.format
-            assert wire_format is not None  # bridged routes have one
-            facts = read_request(wire_format, body, worker.settings.record_content)
+                plain = decode_body(coding, plain, worker.settings.body_max_bytes)
+            facts = read_request(wire_format, plain, worker.settings.record_content)
             firewall = agent_firewall(fields)
-        except RequestError as error:
-            self._refuse(Refusal(400, "bad_request", str(error)))
-            return
-        except DecodedTooLongError as error:
-            self._refuse(Refusal(413, "body_too_large", str(error)))
-            return
-        except UnsupportedCodingError as error:
-            self._refuse(Refusal(415, "unknown_coding", str(error)))
-            return
-        except CodingError as error:
-            self._refuse(Refusal(400, "bad_coding", str(error)))
-            return
-        except AgentFirewallError as error:
-            self._refuse(Refusal(400, "bad_header", str(error)))
+        except (RequestError, CodingError, AgentFirewallError) as error:
+            self._refuse(_bad_request(error))
             return
         if facts.background:
-            self._refuse(
-                Refusal(
-                    501,
-                    "background",
-                    "Background responses cannot be recorded, so they are not served. Leave out `background` or set it to "
-                    "false.",
-                )
-            )
+            self._refuse(_BACKGROUND)
             return
         self._facts = facts
-        provider = self._provider
-        byok = self._presented.byok
-        credential = decide.own_credential(provider, fields) if byok else decide.choose_key(provider)
-        if byok and isinstance(credential, Refusal):
-            self._refuse(credential)
-            return
-        self._stage("check")
+        provider = self._admission.provider
+        credential: decide.Credential | Refusal
+        if self._presented.byok:
+            credential = decide.own_credential(provider, fields)
+            if isinstance(credential, Refusal):
+                self._refuse(credential)
+                return
+        else:
+            credential = decide.choose_key(provider)
+        self._stages["check"] = perf_counter_ns()
         if not self._record_start(facts, credential, firewall):
             return
         if isinstance(credential, Refusal):
             self._reject(credential)
             return
         self._hint = credential.hint
-        self._send(self._edit(body, decoded=coding is not None), credential)
+        self._send(self._edit(facts, plain, decoded=coding is not None), credential)
 
     def _record_start(
-        self, facts: RequestFacts, credential: decide.Credential | Refusal, firewall: tuple[str, int] | None
+        self, facts: RequestFacts, credential: decide.Credential | Refusal, firewall: AgentFirewall | None
     ) -> bool:
         worker = self._worker
+        journal = worker.journal
         fields = self._head.fields
         identity = self._identity
-        provider = self._provider
-        route = self._route
-        user_agent = fields.get(b"user-agent", b"").decode("latin-1")[:512]
+        provider = self._admission.provider
+        route = self._admission.route
         client = detect_client(fields)
-        prompt = facts.prompt if worker.settings.record_content != "none" and not worker.journal.shed_content else None
-        known = None if isinstance(credential, Refusal) else credential
-        session_name, sequence = firewall or ("", -1)
+        prompt = facts.prompt
+        if prompt is not None and (worker.settings.record_content == "none" or journal.shed_content):
+            prompt = None
+        known = credential if isinstance(credential, decide.Credential) else _NO_CREDENTIAL
         started = InterceptionStart(
             self.id,
             identity.owner_id,
@@ -316,89 +285,90 @@ class Exchange:
             facts.model,
             route.label,
             time_ns() // 1000,
-            streaming=facts.stream,
-            route_kind=route.kind,
-            client=client,
-            user_agent=user_agent,
-            client_session_id=session_id(client, fields, facts.user_id),
-            correlating_tool_call_id=facts.correlating_tool_call_id,
-            credential_kind=known.kind if known else "centralized",
-            credential_hint=known.hint if known else "",
-            revision=worker.revision,
-            prompt=Prompt(new_id(), prompt) if prompt is not None else None,
-            agent_firewall_session_id=session_name,
-            agent_firewall_sequence_number=sequence,
+            facts.stream,
+            route.kind,
+            client,
+            fields.get(b"user-agent", b"").decode("latin-1")[:512],
+            session_id(client, fields, facts.user_id),
+            facts.correlating_tool_call_id,
+            known.kind,
+            known.hint,
+            worker.revision,
+            "",
+            Prompt(new_id(), prompt) if prompt is not None else None,
         )
+        if firewall is not None:
+            started = msgspec.structs.replace(
+                started,
+                agent_firewall_session_id=firewall.session_id,
+                agent_firewall_sequence_number=firewall.sequence_number,
+            )
         try:
-            worker.journal.append_start(encode_record(started))
+            journal.append_start(encode_record(started))
         except JournalError as error:
             worker.log_journal_failure(error)
-            self._refuse(
-                Refusal(500, "journal", "The request could not be recorded, so it was not sent. Try again later.")
-            )
+            self._refuse(_NOT_RECORDED)
             return False
         self._start = started
         self._recorded = True
         self._inflight = inflight = worker.metrics.inflight(provider.name, route.label)
         inflight[0] += 1
-        self._stage("record")
+        self._stages["record"] = perf_counter_ns()
         return True
 
     # --- edit, send
 
-    def _edit(self, plain: bytes, *, decoded: bool) -> bytes:
+    def _edit(self, facts: RequestFacts, plain: bytes, *, decoded: bool) -> bytes:
         """The body to send: the client's own bytes but for declared splices."""
-        facts = self._facts
-        assert facts is not None
-        splice = (
-            self._provider.splice_usage
-            and self._route.format == "chat_completions"
-            and facts.stream
+        splices = (
+            facts.stream
             and not facts.include_usage
+            and self._admission.provider.splice_usage
+            and self._admission.route.format == "chat_completions"
         )
-        if not splice:
+        if not splices:
             return self._body
         self._splices_usage = True
-        self._edits.append("stream_options.include_usage: added; its event is withheld from the client")
+        self._edits = ("stream_options.include_usage: added; its event is withheld from the client",)
         if decoded:
-            self._edits.append("content-encoding: removed, the edited body is sent plain")
+            self._edits += ("content-encoding: removed, the edited body is sent plain",)
         return splice_include_usage(plain, facts)
 
     def _pass_through(self) -> None:
-        provider = self._provider
+        provider = self._admission.provider
+        fields = self._head.fields
         byok = self._presented.byok
-        credential = decide.own_credential(provider, self._head.fields) if byok else decide.choose_key(provider)
+        credential = decide.own_credential(provider, fields) if byok else decide.choose_key(provider)
         if isinstance(credential, Refusal):
             self._refuse(credential)
             return
-        self._worker.metrics.passed_through(provider.name, self._route.label, self._head.method)
+        self._worker.metrics.passed_through(provider.name, self._admission.route.label, self._head.method)
         self._hint = credential.hint
         self._send(self._body, credential)
 
     def _send(self, body: bytes, credential: decide.Credential) -> None:
         head = self._head
-        provider = self._provider
+        fields = head.fields
+        admission = self._admission
         key = credential.key
         dropped = _DROPPED_BYOK if key is None else _DROPPED_CENTRALIZED
-        if self._splices_usage and b"content-encoding" in head.fields:
-            dropped |= {b"content-encoding"}
-        accepted = head.fields.get(b"accept-encoding")
+        coding_line = b""
         if self._splices_usage:
             coding_line = _IDENTITY_LINE
-        elif accepted is None:
-            coding_line = b""
-        else:
-            coding_line = b"Accept-Encoding: " + narrow_accept_encoding(accepted) + b"\r\n"
+            if b"content-encoding" in fields:
+                dropped |= {b"content-encoding"}
+        elif b"accept-encoding" in fields:
+            coding_line = b"Accept-Encoding: " + narrow_accept_encoding(fields[b"accept-encoding"]) + b"\r\n"
         lines = kept_request_lines(head, dropped)
         lines.append(b"")
-        has_body = body or head.framing != NO_BODY or head.method in (b"POST", b"PUT", b"PATCH")
+        has_body = body or head.framing != NO_BODY or head.method in _WITH_BODY
         self._upstream_head = b"".join(
             (
                 head.method,
                 b" ",
-                provider.upstream_target(self._target.rest, head.query),
-                b" HTTP/1.1\r\n",
-                provider.host_line,
+                admission.upstream_path,
+                admission.provider.upstream_query(head.query),
+                admission.head_tail,
                 b"\r\n".join(lines),
                 b"" if key is None else key.line,
                 coding_line,
@@ -406,38 +376,35 @@ class Exchange:
             )
         )
         self._body = body
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Send over an idle connection, or make one first."""
         pool = self._worker.pool
-        origin = self._provider.origin
-        upstream = pool.take(origin)
+        upstream = pool.take(admission.provider.origin)
         if upstream is None:
             self._state = _CONNECT
-            self._connecting = pool.connect(origin, self._connected, self._connect_failed)
+            self._connecting = pool.connect(admission.provider.origin, self._connected, self._connect_failed)
         else:
-            self._send_over(upstream, reused=True)
+            self._reused = True
+            self._send_over(upstream)
 
     def _connected(self, upstream: UpstreamConnection) -> None:
         self._connecting = None
         if self._state != _CONNECT:
             self._worker.pool.release(upstream)
             return
-        self._stage("connect")
-        self._send_over(upstream, reused=False)
+        self._stages["connect"] = perf_counter_ns()
+        self._reused = False
+        self._send_over(upstream)
 
-    def _send_over(self, upstream: UpstreamConnection, *, reused: bool) -> None:
+    def _send_over(self, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
         self._state = _AWAIT
-        self._attempts.append(Attempt(self._hint, reused_connection=reused, at_us=self._elapsed_us()))
+        self._sent_ns = perf_counter_ns()
         upstream.send(self, self._upstream_head, self._body)
-        self._stage("send")
 
     def _connect_failed(self, error: UpstreamError) -> None:
         self._connecting = None
         if self._state == _CONNECT:
-            self._attempts.append(Attempt(self._hint, error=error.detail, at_us=self._elapsed_us()))
+            self._sent_ns = perf_counter_ns()
+            self._attempted(0, error.detail)
             self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
 
     # --- the answer
@@ -448,32 +415,29 @@ class Exchange:
             self._connection.write(b"\r\n".join((head.status_line, *lines, b"", b"")))
 
     def response_head(self, head: ResponseHead) -> None:
-        self._stage("head")
+        self._stages["head"] = perf_counter_ns()
         self._state = _RELAY
         self._release_body()
-        self._upstream_head = b""
         upstream = self._upstream
         assert upstream is not None
-        status = head.status
-        self._ending.status = status
-        self._note_status(status)
-        wire_format = self._route.format
-        if self._recorded and wire_format is not None:
-            self._observation = Observation(wire_format, head, self._worker.settings.record_content)
-        observation = self._observation
-        connection = self._connection
-        withholds = self._splices_usage and observation is not None and observation.withhold_usage()
-        if withholds or head.framing == UNTIL_CLOSE:
+        self._ending.status = head.status
+        observation = None
+        wire_format = self._admission.route.format
+        if wire_format is not None:
+            observation = self._observation = Observation(wire_format, head, self._worker.settings.record_content)
+        write = self._connection.write
+        if head.framing == UNTIL_CLOSE or (
+            self._splices_usage and observation is not None and observation.withhold_usage()
+        ):
             # In chunks of ours: an event can be withheld, and a cut can be told from the end.
             self._rechunked = True
-            upstream.relay(self._client_head(head, rechunked=True), connection.write, self._rechunk, verbatim=False)
-            return
-        upstream.relay(
-            self._client_head(head, rechunked=False),
-            connection.write,
-            observation.feed if observation is not None else None,
-            compact=observation.compact if observation is not None else None,
-        )
+            upstream.relay(self._client_head(head, rechunked=True), write, self._rechunk, verbatim=False)
+        elif observation is None:
+            upstream.relay(self._client_head(head, rechunked=False), write, None)
+        else:
+            upstream.relay(
+                self._client_head(head, rechunked=False), write, observation.feed, compact=observation.compact
+            )
 
     def _client_head(self, head: ResponseHead, *, rechunked: bool) -> bytes:
         dropped = RESPONSE_DROPPED if self._presented.byok else _RESPONSE_CENTRALIZED
@@ -486,7 +450,7 @@ class Exchange:
         lines.append(name + self.id.encode("ascii"))
         if rechunked:
             lines.append(b"Transfer-Encoding: chunked")
-        if self._head.fields.get(b"x-ostiary-timing") == b"1":
+        if b"x-ostiary-timing" in self._head.fields:
             lines.append(b"Server-Timing: " + self._server_timing())
         if not self._keeps_client():
             lines.append(b"Connection: close")
@@ -505,6 +469,7 @@ class Exchange:
         return self._head.keep_alive and not self._worker.draining
 
     def response_done(self) -> None:
+        self._attempted(self._ending.status, "")
         if self._rechunked:
             observation = self._observation
             self._write_chunk(b"" if observation is None else observation.rest())
@@ -514,42 +479,39 @@ class Exchange:
         self._settle("completed" if self._ending.status < 400 else "upstream_error")
 
     def response_failed(self, error: UpstreamError) -> None:
-        upstream, self._upstream = self._upstream, None
-        self._worker.metrics.upstream_failed(self._provider.name, error.failure)
-        if self._state == _RELAY:
-            self._ending.error_type = error_type_of_failure(error.failure)
-            self._ending.error_message = error.detail
-            self._note_error(error.detail)
-            self._connection.abort()
-            self._settle("upstream_error")
+        self._upstream = None
+        self._worker.metrics.upstream_failed(self._admission.provider.name, error.failure)
+        self._attempted(self._ending.status, error.detail)
+        if self._state != _RELAY:
+            self._retry_or_fail(error, retry=error.failure is Failure.STALE)
             return
-        self._note_error(error.detail)
-        del upstream
-        self._retry_or_fail(error, retry=error.failure is Failure.STALE)
+        self._ending.error_type = error_type_of_failure(error.failure)
+        self._ending.error_message = error.detail
+        self._connection.abort()
+        self._settle("upstream_error")
 
     def _retry_or_fail(self, error: UpstreamError, *, retry: bool) -> None:
         """Nothing has gone to the client: once more where that is safe, else an answer of our own."""
-        limit = (
-            max(1, self._worker.settings.max_retries)
-            if error.failure is Failure.STALE
-            else self._worker.settings.max_retries
-        )
+        limit = self._worker.settings.max_retries
+        if error.failure is Failure.STALE:
+            limit = max(1, limit)  # a stale connection says nothing about the upstream
+        provider = self._admission.provider
         if retry and self._retries < limit and not self._worker.cutting:
             self._retries += 1
             self._state = _CONNECT
-            pool = self._worker.pool
-            self._connecting = pool.connect(self._provider.origin, self._connected, self._connect_failed)
+            self._connecting = self._worker.pool.connect(provider.origin, self._connected, self._connect_failed)
             return
         status = 504 if error.failure is Failure.HEAD_TIMEOUT else 502
-        name = self._provider.name
-        refusal = Refusal(status, error.failure.value, f"The provider {name!r} could not be reached: {error.detail}.")
+        refusal = Refusal(
+            status, error.failure.value, f"The provider {provider.name!r} could not be reached: {error.detail}."
+        )
+        if not self._recorded:
+            self._refuse(refusal)
+            return
         self._ending.error_type = error_type_of_failure(error.failure)
         self._ending.error_message = error.detail
-        if self._recorded:
-            self._answer(refusal)
-            self._settle("upstream_error")
-        else:
-            self._refuse(refusal)
+        self._answer(refusal)
+        self._settle("upstream_error")
 
     # --- endings
 
@@ -561,7 +523,7 @@ class Exchange:
 
     def _reject(self, refusal: Refusal) -> None:
         """An answer of ours to a request that is recorded but did not go upstream."""
-        self._ending.error_type = error_type_of(refusal.status, self._provider.family)
+        self._ending.error_type = error_type_of(refusal.status, self._admission.provider.family)
         self._ending.error_message = refusal.message
         self._answer(refusal)
         self._settle("rejected")
@@ -611,38 +573,34 @@ class Exchange:
             return
         if self._state == _DONE:
             return
-        self._stage("end")
+        ended_ns = self._stages["end"] = perf_counter_ns()
+        worker = self._worker
+        provider = self._admission.provider
         ending = self._ending
         ending.outcome = outcome
-        observation = self._observation
-        facts = observation.finish() if observation is not None else None
-        provider = self._provider
+        facts = self._observation.finish() if self._observation is not None else None
         if facts is not None and facts.error is not None:
-            self._take_error(outcome, facts.error.type, facts.error.message)
+            self._take_error(facts.error)
         elif outcome == "upstream_error" and ending.error_type is None:
             ending.error_type = error_type_of(ending.status, provider.family)
         elif outcome == "client_closed":
             ending.error_type = "unknown"
         if facts is not None and outcome == "completed" and not facts.complete and not facts.unparsed:
-            self._notes.append("the answer ended without the format's own end")
+            self._notes += ("the answer ended without the format's own end",)
         start = self._start
-        worker = self._worker
-        request = self._facts
-        assert request is not None
-        record = end_record(
-            self.id,
-            time_ns() // 1000,
-            ending,
-            hint=self._hint,
-            facts=facts,
-            tool_results=request.tool_results,
-            trace=Trace(
-                [(self._hint, "")] if self._hint else [], self._edits, self._attempts, self._stages, self._notes
-            ),
-            content="none" if worker.journal.shed_content else worker.settings.record_content,
-            new_id=new_id,
+        self._append_end(
+            end_record(
+                self.id,
+                time_ns() // 1000,
+                ending,
+                hint=self._hint,
+                facts=facts,
+                tool_results=self._facts.tool_results,
+                trace=self._trace(),
+                content="none" if worker.journal.shed_content else worker.settings.record_content,
+                new_id=new_id,
+            )
         )
-        self._append_end(record)
         worker.metrics.ended(
             provider.name,
             start.model,
@@ -650,24 +608,23 @@ class Exchange:
             start.client,
             status=ending.status,
             completed=ending.outcome == "completed",
-            seconds=self._elapsed_us() / 1e6,
+            seconds=(ended_ns - self._t0) / 1e9,
             prompted=start.prompt is not None,
             facts=facts,
         )
         self._finish()
 
-    def _take_error(self, outcome: Outcome, kind: str, message: str) -> None:
-        """An error that the answer itself spoke of: its status says what kind, or in mid-stream its type."""
+    def _take_error(self, error: ProviderError) -> None:
+        """An error that the answer itself speaks of."""
         ending = self._ending
-        if outcome == "completed":
+        wire_format = self._admission.route.format
+        assert wire_format is not None
+        if ending.outcome == "completed":
             ending.outcome = "upstream_error"
         if ending.error_type is None:
-            status = ending.status
-            ending.error_type = (
-                error_type_of(status, self._provider.family) if status >= 400 else error_type_of_name(kind)
-            )
+            ending.error_type = classify(wire_format, ending.status, error)
         if not ending.error_message:
-            ending.error_message = message or kind
+            ending.error_message = error.message or error.type
 
     def _append_end(self, record: InterceptionEnd) -> None:
         journal = self._worker.journal
@@ -706,7 +663,7 @@ class Exchange:
             self._upstream.resume_reading()
 
     def client_stalled(self) -> None:
-        self._notes.append("the client stopped reading")
+        self._notes += ("the client stopped reading",)
         connection = self._connection
         self.client_gone()
         connection.reset()
@@ -718,26 +675,34 @@ class Exchange:
 
     # --- the decision trace
 
-    def _elapsed_us(self) -> int:
-        return (perf_counter_ns() - self._t0) // 1000
+    def _attempted(self, status: int, error: str) -> None:
+        at_us = (self._sent_ns - self._t0) // 1000
+        self._attempts += (Attempt(self._hint, self._reused, status, error, at_us),)
 
-    def _stage(self, name: str) -> None:
-        self._stages[name] = (perf_counter_ns() - self._t0) // 1000
-
-    def _note_status(self, status: int) -> None:
-        last = self._attempts[-1]
-        self._attempts[-1] = Attempt(last.key_hint, last.reused_connection, status, "", last.at_us)
-
-    def _note_error(self, detail: str) -> None:
-        if self._attempts:
-            last = self._attempts[-1]
-            self._attempts[-1] = Attempt(last.key_hint, last.reused_connection, last.status, detail, last.at_us)
+    def _trace(self) -> Trace:
+        t0 = self._t0
+        return Trace(
+            [(self._hint, "")] if self._hint else [],
+            list(self._edits),
+            list(self._attempts),
+            {name: (at - t0) // 1000 for name, at in self._stages.items()},
+            list(self._notes),
+        )
 
     def _server_timing(self) -> bytes:
         """Durations in ms of each stage, in order (W3C Server Timing)."""
         parts = []
-        before = 0
+        before = self._t0
         for name, at in self._stages.items():
-            parts.append(f"{name};dur={(at - before) / 1000:.3f}")
+            parts.append(f"{name};dur={(at - before) / 1e6:.3f}")
             before = at
         return ", ".join(parts).encode("ascii")
+
+
+def _bad_request(error: ValueError) -> Refusal:
+    """The answer to a body or header that cannot be read."""
+    if isinstance(error, DecodedTooLongError):
+        return Refusal(413, "body_too_large", str(error))
+    if isinstance(error, UnsupportedCodingError):
+        return Refusal(415, "unknown_coding", str(error))
+    return Refusal(400, "bad_request", str(error))

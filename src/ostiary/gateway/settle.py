@@ -1,7 +1,7 @@
 """From the facts of an answer to the record of an interception's end. Pure."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Final, Literal
 
 from ostiary.core.records import (
     MAX_ERROR_MESSAGE,
@@ -14,7 +14,7 @@ from ostiary.core.records import (
     Trace,
 )
 from ostiary.http1.errors import Failure
-from ostiary.wire.facts import ResponseFacts
+from ostiary.wire.facts import ResponseFacts, ToolCall, Usage
 
 RecordContent = Literal["none", "prompts", "full"]
 
@@ -48,26 +48,10 @@ def error_type_of_failure(failure: Failure) -> ErrorType:
     return "timeout" if failure in (Failure.HEAD_TIMEOUT, Failure.IDLE_TIMEOUT) else "server_error"
 
 
-_BY_NAME: dict[str, ErrorType] = {
-    "overloaded_error": "overloaded",
-    "rate_limit_error": "rate_limited",
-    "rate_limit_exceeded": "rate_limited",
-    "insufficient_quota": "rate_limited",
-    "authentication_error": "unauthorized",
-    "permission_error": "unauthorized",
-    "invalid_request_error": "bad_request",
-    "not_found_error": "bad_request",
-    "timeout_error": "timeout",
-}
-
-
-def error_type_of_name(name: str) -> ErrorType:
-    """The kind of an error that came in mid-stream, by the provider's own name for it."""
-    return _BY_NAME.get(name, "server_error")
-
-
 def clip(message: str) -> str:
     """At most `MAX_ERROR_MESSAGE` bytes of valid UTF-8."""
+    if len(message) * 4 <= MAX_ERROR_MESSAGE:
+        return message
     raw = message.encode("utf-8", "replace")
     return message if len(raw) <= MAX_ERROR_MESSAGE else raw[:MAX_ERROR_MESSAGE].decode("utf-8", "ignore")
 
@@ -98,56 +82,63 @@ def end_record(
         )
     response_id = facts.response_id
     usage = facts.usage
-    usages = []
-    if usage is not None:
-        usages.append(
-            TokenUsage(
-                new_id(),
-                now_us,
-                response_id,
-                usage.input_tokens,
-                usage.output_tokens,
-                usage.cache_read_input_tokens,
-                usage.cache_write_input_tokens,
-                usage.metadata,
-                usage.raw,
-            )
-        )
-    tools: list[ToolUsage] = []
-    thoughts: list[ModelThought] = []
+    usages = _NONE if usage is None else [_token_usage(new_id(), now_us, response_id, usage)]
+    tools: list[ToolUsage] = _NONE
+    thoughts: list[ModelThought] = _NONE
     if content != "none":
-        tools = [
-            ToolUsage(
-                new_id(),
-                now_us,
-                call.tool,
-                input=call.input,
-                tool_call_id=call.tool_call_id,
-                item_id=call.item_id,
-                provider_response_id=response_id,
-                truncated=call.truncated,
-            )
-            for call in facts.tool_calls
-        ]
-        thoughts = [ModelThought(new_id(), now_us, thought.content, thought.source) for thought in facts.thoughts]
+        if facts.tool_calls:
+            tools = [_tool_usage(new_id(), now_us, response_id, call) for call in facts.tool_calls]
+        if facts.thoughts:
+            thoughts = [ModelThought(new_id(), now_us, thought.content, thought.source) for thought in facts.thoughts]
     return InterceptionEnd(
         interception_id,
         now_us,
         ending.outcome,
-        status_code=ending.status,
-        error_type=ending.error_type,
-        error_message=clip(ending.error_message),
-        credential_hint=hint,
+        ending.status,
+        ending.error_type,
+        clip(ending.error_message),
+        hint,
+        response_id,
+        facts.model,
+        facts.finish_reason,
+        facts.unparsed,
+        usages,
+        tools,
+        thoughts,
+        facts.output_text,
+        list(tool_results),
+        trace,
+    )
+
+
+_NONE: Final[list[Any]] = []  # Any: empty, whatever it is a list of
+"""Shared by records, which are frozen and only encoded."""
+
+
+def _token_usage(record_id: str, now_us: int, response_id: str, usage: Usage) -> TokenUsage:
+    return TokenUsage(
+        record_id,
+        now_us,
+        response_id,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_input_tokens,
+        usage.cache_write_input_tokens,
+        usage.metadata,
+        usage.raw,
+    )
+
+
+def _tool_usage(record_id: str, now_us: int, response_id: str, call: ToolCall) -> ToolUsage:
+    return ToolUsage(
+        record_id,
+        now_us,
+        call.tool,
+        input=call.input,
+        tool_call_id=call.tool_call_id,
+        item_id=call.item_id,
         provider_response_id=response_id,
-        response_model=facts.model,
-        finish_reason=facts.finish_reason,
-        unparsed=facts.unparsed,
-        token_usages=usages,
-        tool_usages=tools,
-        model_thoughts=thoughts,
-        output_text=facts.output_text,
-        tool_results=list(tool_results),
-        trace=trace,
+        truncated=call.truncated,
     )
 
 

@@ -19,18 +19,20 @@ from ostiary.http1.pool import Pool
 from ostiary.http1.server import ClientConnection, Connections
 
 from .authorizations import Authorizations
+from .decide import Admission, locate
 from .exchange import Exchange
 from .front_door import FrontDoorExchange
 from .journal import Journal, JournalError
 from .metrics import GatewayMetrics
 from .refusals import Refusal, error_body, refusal_head, shape_of
-from .routes import split_path
+from .routes import Target, split_path
 from .snapshot import Snapshot, build_snapshot
 
 log = structlog.get_logger()
 
 _TICK_MAX: Final = 1.0
 _JOURNAL_LOG_INTERVAL: Final = 5.0
+_LOCATED_MAX: Final = 4096
 
 
 class LiveExchange(Protocol):
@@ -70,6 +72,7 @@ class Worker:
         self.connections = Connections(self, times, self.tick)
         self.pool = Pool(settings, tls, tick=self.tick, egress_allow=parse_networks(settings.egress_allow))
         self._control: Origin | None = split_base_url(settings.control_url)[0] if settings.control_url else None
+        self._located: dict[bytes, tuple[Target, Admission]] = {}
         self._standalone = settings.mode == "standalone"
         self._live: set[LiveExchange] = set()
         self._body_memory = 0
@@ -82,9 +85,10 @@ class Worker:
     def begin(self, connection: ClientConnection, head: RequestHead) -> None:
         """A request has come."""
         path = head.path
-        target = split_path(path, standalone=self._standalone)
+        known = self._located.get(path)
+        target = known[0] if known is not None else split_path(path, standalone=self._standalone)
         if target is not None and not head.upgrade.startswith(b"websocket"):
-            exchange = Exchange(self, connection, head, target)
+            exchange = Exchange(self, connection, head, target, known[1] if known is not None else None)
             self._live.add(exchange)
             exchange.begin()
         elif head.upgrade.startswith(b"websocket"):
@@ -114,6 +118,15 @@ class Worker:
         connection.answer(refusal_head(refusal, len(body), b""), body)
 
     # --- for exchanges
+
+    def locate(self, path: bytes, target: Target) -> Admission | Refusal:
+        """Where a path leads in the current snapshot; remembered, for paths recur."""
+        located = locate(self.snapshot, target)
+        if isinstance(located, Admission):
+            if len(self._located) >= _LOCATED_MAX:
+                self._located.clear()
+            self._located[path] = (target, located)
+        return located
 
     def ended(self, exchange: LiveExchange) -> None:
         self._live.discard(exchange)
@@ -158,6 +171,7 @@ class Worker:
         snapshot = build_snapshot(message.revision, message.providers, allow_byok=self.settings.allow_byok)
         self.snapshot = snapshot
         self.revision = message.revision
+        self._located = {}
         for name, error in snapshot.errors.items():
             log.warning("skipping misconfigured provider", provider_name=name, error=error)
         return Serving(message.revision, snapshot.errors)

@@ -84,13 +84,16 @@ class RuntimeProvider:
             return "error"
         return "enabled" if self.enabled else "disabled"
 
-    def upstream_target(self, rest: bytes, query: bytes) -> bytes:
-        """The request target at the upstream for the path `rest` behind our name."""
-        path = self.base_path + rest[len(self.strip) :]
+    def upstream_path(self, rest: bytes) -> bytes:
+        """The path at the upstream for the path `rest` behind our name."""
+        return self.base_path + rest[len(self.strip) :]
+
+    def upstream_query(self, query: bytes) -> bytes:
+        """The query at the upstream: the base URL's own, if it has one, and the request's. Both with their `?`."""
         base_query = self.base_query
-        if base_query:
-            return path + base_query + (b"&" + query[1:] if len(query) > 1 else b"")
-        return path + query
+        if not base_query:
+            return query
+        return base_query + b"&" + query[1:] if len(query) > 1 else base_query
 
 
 _NO_ROUTES: Final = RouteTable()
