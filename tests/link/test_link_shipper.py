@@ -58,7 +58,11 @@ class Rig:
         self.failures += 1
 
     async def acked(self, journal: Journal) -> None:
+        """Both sides know that all of it is stored."""
         await until(lambda: self.far.journals.get(journal.id, 0) >= journal.seq)
+        async with asyncio.timeout(20):
+            while await self.shipper.pending():
+                await asyncio.sleep(0.005)
 
 
 Play = Callable[[Callable[[Rig], Coroutine[Any, Any, None]]], None]

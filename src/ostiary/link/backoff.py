@@ -1,5 +1,6 @@
-"""Waiting times between attempts: 50 ms doubling to 10 s, each with jitter. Pure."""
+"""Waiting between attempts: 50 ms doubling to 10 s, each with jitter, unless something happens first."""
 
+import asyncio
 import random
 from collections.abc import Callable
 
@@ -22,3 +23,13 @@ class Backoff:
 
     def reset(self) -> None:
         self._attempts = 0
+
+
+async def happens(event: asyncio.Event, within: float) -> bool:
+    """Wait for an event, so many seconds at most. (`asyncio.wait_for` of Python 3.11 may swallow a cancellation.)"""
+    try:
+        async with asyncio.timeout(within):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

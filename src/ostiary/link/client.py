@@ -149,14 +149,20 @@ class ControlClient:
             version.HEADER_BUILD: __version__,
         }
         try:
-            return await method(request, headers=headers, timeout_ms=max(1, int(within * 1000)))
+            answer = await method(request, headers=headers, timeout_ms=max(1, int(within * 1000)))
         except ConnectError as error:
-            task = asyncio.current_task()
-            if error.code is Code.CANCELED and task is not None and task.cancelling():
-                # the library makes an error of our own cancellation
-                raise asyncio.CancelledError from None
+            _check_cancelled()
             plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
             raise ControlFailure(error.code, error.message, plain) from error
+        _check_cancelled()
+        return answer
+
+
+def _check_cancelled() -> None:
+    """The library makes an error of our own cancellation, or loses it to an answer that comes at the same moment."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class _PlainAnswer(Exception):  # noqa: N818 - carries an answer

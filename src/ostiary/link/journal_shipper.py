@@ -24,7 +24,7 @@ from ostiary.core.metrics import Registry
 from ostiary.core.records import WorkerGone, decode_record, encode_record
 from ostiary.rpc.ostiary_pb2 import RecordAck, RecordBatch
 
-from .backoff import LONGEST, Backoff
+from .backoff import LONGEST, Backoff, happens
 from .client import ControlClient, ControlFailure
 from .journal_files import LOST, TOO_LARGE, JournalFiles, JournalUnreadableError, Run, Tail
 
@@ -261,11 +261,8 @@ class JournalShipper:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless something changes first."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
-        self._wake.clear()
+        if await happens(self._wake, seconds):
+            self._wake.clear()
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Blocking file work; it is over when this returns, cancelled or not: the descriptors are closed next."""

@@ -10,7 +10,6 @@ Rules
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import msgspec
 import structlog
@@ -28,7 +27,7 @@ from ostiary.core.providers import (
 from ostiary.core.secret import Secret, secret_dec_hook
 from ostiary.rpc.ostiary_pb2 import AIProvider, GetAIProvidersResponse
 
-from .backoff import Backoff
+from .backoff import Backoff, happens
 from .client import ControlClient, ControlFailure
 from .connection import Connection
 
@@ -178,6 +177,5 @@ class SnapshotPoll:
         self._told = failure.code.value
 
     async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._asked.wait(), seconds)
+        await happens(self._asked, seconds)
         self._asked.clear()

@@ -26,6 +26,7 @@ from ostiary.core.messages import (
 from ostiary.core.metrics import Family
 
 from .authorizations import Authorizations
+from .backoff import happens
 from .channel import Channel
 from .connection import Connection
 from .metrics_sum import MachineMetrics
@@ -130,9 +131,8 @@ class Workers:
         for channel in self._channels.values():
             channel.answer(AskMetrics(seq))
         try:
-            await asyncio.wait_for(question.settled.wait(), METRICS_WITHIN)
-        except TimeoutError:
-            log.debug("rendering metrics without waiting longer", workers=sorted(question.waiting))
+            if not await happens(question.settled, METRICS_WITHIN):
+                log.debug("rendering metrics without waiting longer", workers=sorted(question.waiting))
         finally:
             del self._questions[seq]
         return self._metrics.families()
