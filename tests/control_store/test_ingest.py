@@ -8,6 +8,8 @@ import asyncpg
 import msgspec
 import pytest
 import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ostiary.control import database
 from ostiary.control.ingest import Ack, Ingest, SequenceGapError
@@ -291,6 +293,45 @@ def test_two_control_planes_fed_the_same_journal_store_it_once(database_url: Sec
         await second._engine.dispose()
 
     play(database_url, script)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_however_a_journal_is_cut_and_repeated_its_records_are_stored_once(
+    new_database: Callable[[], Secret], data: st.DataObject
+) -> None:
+    """Batches of any size, any of them delivered again from anywhere before: the link after lost answers."""
+    starts = [start(correlating_tool_call_id="", client_session_id="") for _ in range(data.draw(st.integers(1, 6)))]
+    open_: list[Any] = []
+    frames: list[Any] = []
+    waiting = list(starts)
+    while waiting or open_:
+        if waiting and (not open_ or data.draw(st.booleans())):
+            open_.append(waiting.pop(0))
+            frames.append(open_[-1])
+        else:
+            frames.append(end(open_.pop(data.draw(st.integers(0, len(open_) - 1))), calls=[new_id()]))
+    if data.draw(st.booleans()):
+        frames.insert(data.draw(st.integers(0, len(frames))), WorkerGone(now_us()))
+    payloads = encoded(frames)
+    bad = data.draw(st.integers(0, len(payloads)))
+    payloads.insert(bad, b"nonsense")
+
+    async def script(desk: Desk) -> None:
+        journal, acked = new_id(), 0
+        while acked < len(payloads):
+            first = data.draw(st.integers(1, acked + 1))
+            last = data.draw(st.integers(acked + 1, len(payloads)))
+            acked = (await desk.ingest.store(journal, first, payloads[first - 1 : last])).acked_seq
+        acked_seq, stored, duplicate, rejected = await desk.journal(journal)
+        assert (acked_seq, stored + duplicate + rejected, rejected) == (len(payloads), len(payloads), 1)
+        assert await desk.count("interceptions") == len(starts)
+        ended = await desk.rows("SELECT count(*) AS n FROM interceptions WHERE outcome = 'completed'")
+        assert ended[0]["n"] == await desk.count("token_usages") == await desk.count("tool_usages")
+        assert await desk.count("user_prompts") == len(starts)
+        assert await desk.count("interception_sessions") == len(starts)
+
+    play(new_database(), script)
 
 
 # --- threads
