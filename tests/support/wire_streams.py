@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def observe(
     observer = observer_for(format_, content_type, content, encoding)
     assert observer is not None
     bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    for count, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for count, (begin, end) in enumerate(pairwise(bounds)):
         observer.feed(stream[begin:end])
         if count in compact_at:
             observer.compact()

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,9 +42,7 @@ def dispatched_by_the_book(stream: bytes) -> list[tuple[bytes, bytes]]:
 def split(stream: bytes, cuts: list[int]) -> tuple[list[bytes], bytes]:
     splitter = EventSplitter()
     bounds = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    events = [
-        event for begin, end in zip(bounds, bounds[1:], strict=False) for event in splitter.feed(stream[begin:end])
-    ]
+    events = [event for begin, end in pairwise(bounds) for event in splitter.feed(stream[begin:end])]
     return events, splitter.flush()
 
 

@@ -188,7 +188,8 @@ class _Brotli:
                 raise CodingError("the body is not brotli as its content coding says; send it plain") from exc
             if piece:
                 yield self._bound.count(piece)
-            if decompressor.can_accept_more_data():
+            # A full piece may leave output inside the decoder even when all input is consumed.
+            if decompressor.can_accept_more_data() and len(piece) < _PIECE:
                 return
             data = b""
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from . import sse
-from .lenient import LenientDecoder, NestingError
+from .lenient import LenientDecoder, NestingError, is_json
 
 T = TypeVar("T", bound=Struct)
 
@@ -56,6 +56,12 @@ def payloads(block: bytes) -> Iterator[bytes]:
         data = sse.parse(raw).data
         if data is not None and (stripped := data.strip()) and stripped != DONE:
             yield data
+
+
+def is_whole(rest: bytes) -> bool:
+    """Whether what stands at the end of a stream is an event that lacks only its blank line."""
+    data = sse.parse(rest).data
+    return data is not None and (data.strip() == DONE or is_json(data))
 
 
 def _as_array(block: bytes, separator: bytes) -> bytes | None:

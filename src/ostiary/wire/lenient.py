@@ -68,7 +68,7 @@ def text_of(raw: Raw | bytes) -> str:
     return str(bytes(raw), "utf-8", "replace")
 
 
-def is_json(text: str) -> bool:
+def is_json(text: str | bytes) -> bool:
     """Whether text is one whole JSON value."""
     try:
         msgspec.json.decode(text, type=Raw)

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from .content_coding import CodingError, Decoder
+from .events import is_whole
 from .facts import ResponseFacts
 from .sse import normalise
 
@@ -87,16 +88,17 @@ class StreamObserver:
                 for part in self._decoder.decode(data):
                     self._advance(part)
         except CodingError as exc:
-            self._problem = str(exc)
-            self._stopped = True
-            self._under_way.clear()
+            self._stop(str(exc))
+        except Exception as exc:  # noqa: BLE001 - a mistake here must not reach the relay
+            self._stop(f"{type(exc).__name__} while taking the stream apart")
 
     def finish(self) -> ResponseFacts:
         """The facts. An event without its blank line at the very end counts, if it is whole."""
         self.compact()
-        if self._under_way and not self._skipping:
-            self._read(b"".join(self._under_way) + b"\n\n")
+        rest = b"".join(self._under_way)
         self._under_way.clear()
+        if rest and not self._skipping and is_whole(rest):
+            self._read(rest + b"\n\n")
         try:
             facts = self._reader.facts()
         except Exception as exc:  # noqa: BLE001 - a reader's mistake must not reach the relay
@@ -104,6 +106,11 @@ class StreamObserver:
         if self._problem:
             facts = msgspec.structs.replace(facts, unparsed=True, problem=self._problem)
         return facts
+
+    def _stop(self, problem: str) -> None:
+        self._problem = problem
+        self._stopped = True
+        self._under_way.clear()
 
     def _advance(self, data: bytes) -> None:
         if self._split_crlf:
@@ -144,18 +151,17 @@ class StreamObserver:
         size = sum(map(len, under_way))
         if size <= MAX_HELD:
             return
-        if not self._skipping:
-            if size > MAX_EVENT:
-                self._problem = f"an event is longer than {MAX_EVENT} bytes"
-            elif not self._is_noise(b"".join(under_way)[:512]):
-                return
+        if size > MAX_EVENT and not self._skipping:
+            self._problem = f"an event is longer than {MAX_EVENT} bytes"
+        elif not (self._skipping or self._is_noise()):
+            return
         self._skipping = True
         # The last byte may be half of the blank line that ends the event.
         under_way[:] = [under_way[-1][-1:]]
 
-    def _is_noise(self, head: bytes) -> bool:
-        # Within a string of the event these could only stand with escaped quotes, or not at its beginning.
-        head = head.lstrip(b"\n")
+    def _is_noise(self) -> bool:
+        head = b"".join(self._under_way[:2])[:512].lstrip(b"\n")
+        # Within a string of the event these could not stand: its quotes are escaped.
         return any(
             head.startswith(b"event: " + name + b"\n") or b'"type":"' + name + b'"' in head
             for name in self._reader.noise

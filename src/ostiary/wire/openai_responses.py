@@ -237,7 +237,7 @@ class _Seen:
         self.items: dict[int | str, _OpenItem] = {}
         self._budget = MAX_FACT_BYTES
         self._usage = NO_RAW
-        self._model = ""
+        self.model = ""
         self._service_tier = ""
         self._finish_reason = ""
         self._error: ProviderError | None = None
@@ -257,8 +257,9 @@ class _Seen:
             self._take_error(event.error or _Error(None, event.code, event.message))
 
     def response(self, response: _Response, *, terminal: bool) -> None:
-        self.id = self.id or response.id or ""
-        self._model = response.model or self._model
+        if terminal or not (self.id and self.model):
+            self.id = response.id or self.id
+            self.model = response.model or self.model
         if response.error is not None:
             self._take_error(response.error)
         if not terminal:
@@ -339,7 +340,7 @@ class _Seen:
         usage: Usage | None = responses_usage(self._usage, self._service_tier) if self._usage else None
         return ResponseFacts(
             response_id=self.id,
-            model=self._model,
+            model=self.model,
             usage=usage,
             tool_calls=tuple(
                 held.tool_call(may_be_cut=limited and held is items[-1]) for held in items if held.item.is_call
@@ -379,7 +380,7 @@ class StreamReader:
             self._structural(block[start : event_end(block, start)])
             if len(seen.items) > known:
                 added[next(reversed(seen.items))] = start
-        if not seen.id:
+        if not (seen.id and seen.model):
             self._structural(block[: event_end(block, 0)])
         if still_open := [added.get(key, 0) for key in seen.open_items()]:
             for event in _events.decode(block[min(still_open) :]):

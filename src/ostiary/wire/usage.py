@@ -35,6 +35,8 @@ class _Numbers:
 
     def of(self, source: _Object, key: str, name: str) -> int | None:
         value = source.get(key)
+        if type(value) is int and 0 <= value <= MAX_TOKENS:
+            return value  # what nearly every number is
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):

@@ -1,0 +1,63 @@
+import pytest
+
+from ostiary.core.records import ErrorType
+from ostiary.wire.errors import classify, clip, read_error
+from ostiary.wire.facts import Format, ProviderError
+
+
+@pytest.mark.parametrize(
+    ("format_", "status", "error", "kind"),
+    [
+        ("messages", 400, None, "bad_request"),
+        ("messages", 401, None, "unauthorized"),
+        ("messages", 403, None, "unauthorized"),
+        ("messages", 404, None, "bad_request"),
+        ("messages", 408, None, "timeout"),
+        ("messages", 413, None, "bad_request"),
+        ("messages", 418, None, "unknown"),
+        ("messages", 422, None, "bad_request"),
+        ("messages", 429, None, "rate_limited"),
+        ("messages", 500, None, "server_error"),
+        ("messages", 503, None, "server_error"),
+        ("chat_completions", 503, None, "overloaded"),
+        ("responses", 503, None, "overloaded"),
+        ("messages", 529, None, "overloaded"),
+        ("messages", 504, ProviderError("timeout_error"), "timeout"),
+        ("messages", 200, ProviderError("overloaded_error"), "overloaded"),
+        ("messages", 200, ProviderError("api_error"), "server_error"),
+        ("chat_completions", 401, ProviderError("invalid_request_error", code="invalid_api_key"), "unauthorized"),
+        ("chat_completions", 403, ProviderError("insufficient_quota", code="insufficient_quota"), "rate_limited"),
+        ("chat_completions", 200, ProviderError("", code="502"), "server_error"),
+        ("responses", 200, ProviderError("rate_limit_exceeded", code="rate_limit_exceeded"), "rate_limited"),
+        ("responses", 200, ProviderError("ERR_SOMETHING"), "unknown"),
+        ("responses", 200, None, "unknown"),
+    ],
+)
+def test_errors_are_told_apart(format_: Format, status: int, error: ProviderError | None, kind: ErrorType) -> None:
+    assert classify(format_, status, error) == kind
+
+
+def test_both_shapes_of_error_bodies_are_read() -> None:
+    openai = b'{"error":{"message":"No","type":"invalid_request_error","code":"x"}}'
+    for format_ in ("chat_completions", "responses"):
+        assert read_error(format_, b"application/json", openai) == ProviderError("invalid_request_error", "No", "x")
+    anthropic = b'{"type":"error","error":{"type":"overloaded_error","message":"Busy"}}'
+    assert read_error("messages", b"application/json", anthropic) == ProviderError("overloaded_error", "Busy")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{}", b'{"error":null}', b'{"detail":"x"}', b'{"a":' * 50_000])
+def test_bodies_that_say_nothing_are_no_error_of_ours(body: bytes) -> None:
+    for format_ in ("chat_completions", "responses", "messages"):
+        assert read_error(format_, b"application/json", body) == ProviderError()
+
+
+def test_plain_text_is_a_message_and_markup_is_none() -> None:
+    assert read_error("messages", b"text/plain; charset=utf-8", b" upstream gone \n").message == "upstream gone"
+    assert read_error("messages", b"text/html", b"<html>502</html>").message == ""
+
+
+def test_messages_are_cut_to_whole_characters() -> None:
+    message = read_error("messages", b"text/plain", ("é" * 2000).encode()).message
+    assert message == "é" * 512
+    assert clip("a" + "é" * 2000) == "a" + "é" * 511
+    assert clip("short") == "short"
