@@ -5,6 +5,8 @@ import os
 import socket
 from collections.abc import Callable
 
+import pytest
+
 from ostiary.core.messages import Drain, Drained, NewPeer, Note, Order, Report, encode
 from ostiary.runtime.channel import Channel
 
@@ -74,6 +76,23 @@ def test_last_words_are_read_before_the_end_is_told() -> None:
         Channel(right, Report, lambda report, _fd: told.append(report), told.append)
         left.sendall(encode(Drained(3)))
         left.close()
+        await _until(lambda: "" in told)
+        return told
+
+    assert asyncio.run(play()) == [Drained(3), ""]
+
+
+@pytest.mark.parametrize("unread", [True, False])
+def test_last_words_are_read_also_when_an_order_crosses_them(unread: bool) -> None:
+    async def play() -> list[object]:
+        left, right = socket.socketpair()
+        told: list[object] = []
+        channel: Channel[Report] = Channel(right, Report, lambda report, _fd: told.append(report), told.append)
+        if unread:
+            channel.send(Drain())
+        left.sendall(encode(Drained(3)))
+        left.close()
+        channel.send(Drain())
         await _until(lambda: "" in told)
         return told
 

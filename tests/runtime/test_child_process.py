@@ -127,6 +127,17 @@ def test_a_child_that_sends_what_is_no_report_is_ended() -> None:
     asyncio.run(script())
 
 
+def test_a_start_that_the_system_refuses_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    child = ChildProcess("worker-0", "nowhere:run", None, BOOT, lambda *_: None, lambda *_: None)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError):
+        child.spawn()
+    assert not child.running
+    assert child.ended.is_set()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_an_order_to_a_child_that_is_not_there_leaks_no_descriptor() -> None:
     child = ChildProcess("worker-0", "nowhere:run", None, BOOT, lambda *_: None, lambda *_: None)
     read_end, write_end = os.pipe()

@@ -216,6 +216,13 @@ def test_a_broken_cluster_fails_with_the_servers_own_reason(data_dir: Path) -> N
     assert "\n" not in str(error.value)
 
 
+def test_what_the_system_refuses_is_one_line_with_the_file(open_directory: Path) -> None:
+    (open_directory / "log").write_text("in the way")
+    with pytest.raises(PostgresError, match=f"cannot prepare PostgreSQL below {open_directory}: File exists") as error:
+        EmbeddedPostgres(open_directory).prepare()
+    assert f"({open_directory}/log)" in str(error.value)
+
+
 def test_a_path_too_long_for_a_socket_gets_one_outside_and_cleans_it_up(open_directory: Path) -> None:
     data_dir = open_directory / ("d" * 90)
     with _running(data_dir) as server:

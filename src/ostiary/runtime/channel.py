@@ -4,7 +4,8 @@ Rules
 - Frames of `core.messages`; a descriptor travels with the first byte of its frame, so it has arrived when the frame
   is complete. `NewPeer` is the one message that has one: descriptors are matched to those in order.
 - Sending never blocks: what the socket does not take waits here.
-- The other end closing is the news that its process has gone. It is told once.
+- The other end closing is the news that its process has gone. It is told once, after the last words have been read:
+  that nothing can be sent any more is not yet the end.
 """
 
 import asyncio
@@ -48,11 +49,12 @@ class Channel(Generic[M]):
         self._unsent: deque[tuple[memoryview, int | None]] = deque()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._deaf = False
         self._loop.add_reader(sock, self._on_readable)
 
     def send(self, message: Order | Report, fd: int | None = None) -> None:
-        """Send, or keep until it can be sent. Takes `fd` over. After the close it does nothing."""
-        if self._closed:
+        """Send, or keep until it can be sent. Takes `fd` over. Nothing is sent to an end that has gone."""
+        if self._closed or self._deaf:
             _close(fd)
             return
         self._unsent.append((memoryview(encode(message)), fd))
@@ -64,12 +66,10 @@ class Channel(Generic[M]):
             return
         self._closed = True
         self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._stop_sending()
         self._sock.close()
         while self._received:
             _close(self._received.popleft())
-        while self._unsent:
-            _close(self._unsent.popleft()[1])
 
     def flush(self, timeout: float) -> None:
         """Block until everything is sent, the other end has gone, or `timeout` seconds have passed. For messages
@@ -103,9 +103,15 @@ class Channel(Generic[M]):
         except BlockingIOError:
             self._loop.add_writer(self._sock, self._on_writable)
         except OSError:
-            self._lost("")
+            self._stop_sending()
         else:
             self._loop.remove_writer(self._sock)
+
+    def _stop_sending(self) -> None:
+        self._deaf = True
+        self._loop.remove_writer(self._sock)
+        while self._unsent:
+            _close(self._unsent.popleft()[1])
 
     def _on_readable(self) -> None:
         try:

@@ -68,19 +68,23 @@ class ChildProcess:
         return self._boot is not None
 
     def spawn(self) -> None:
+        """Start it. Raises `OSError` when the system has no room for it."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno()] + ([self._listener.fileno()] if self._listener else [])
         argv = [sys.executable, "-m", "ostiary.runtime.child", self.name, self._entry, *map(str, descriptors)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
-        self.ready = False
+        with theirs:
+            try:
+                # a session of its own: Ctrl-C at the terminal is for the supervisor alone
+                self._process = subprocess.Popen(
+                    argv, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            except OSError:
+                ours.close()
+                raise
         self._exit_cause = None
         self._started_at = time.monotonic()
         self.ended.clear()
-        # a session of its own: Ctrl-C at the terminal is for the supervisor alone
-        self._process = subprocess.Popen(
-            argv, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        theirs.close()
         self._channel = Channel(ours, Report, self._on_message, self._on_closed)
         if self._boot is not None:
             self._channel.send(self._boot)

@@ -108,6 +108,14 @@ class EmbeddedPostgres:
 
         Raises `PostgresError`.
         """
+        try:
+            self._prepare()
+        except OSError as error:
+            raise PostgresError(
+                f"cannot prepare PostgreSQL below {self._data_dir}: {error.strerror} ({error.filename or 'no file'})"
+            ) from error
+
+    def _prepare(self) -> None:
         user = self._user = server_user(self._pg_dir)
         programs = self._programs = find_programs(user, self._data_dir)
         self._own_directory(self._pg_dir, user)
@@ -125,17 +133,20 @@ class EmbeddedPostgres:
         Path(f"{self._socket_dir}{_SOCKET_NAME}.lock").unlink(missing_ok=True)
 
     def launch(self) -> subprocess.Popen[bytes]:
-        """Start the prepared server. It ends, at once, when the calling thread ends."""
+        """Start the prepared server. It ends, at once, when the calling thread ends. Raises `PostgresError`."""
         assert self._user is not None
         assert self._programs is not None
         settings = self._settings | {"unix_socket_directories": _quoted_in_list(str(self._socket_dir))}
         argv = [os.fspath(self._programs.postgres), "-D", os.fspath(self._data)]
         for name, value in settings.items():
             argv += ["-c", f"{name}={value}"]
-        with self._open_log() as log:
-            # SIGQUIT is PostgreSQL's immediate shutdown: the next start recovers from the log
-            options = spawn_options(self._user, self._data, signal.SIGQUIT)
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, **options)
+        # SIGQUIT is PostgreSQL's immediate shutdown: the next start recovers from the log
+        options = spawn_options(self._user, self._data, signal.SIGQUIT)
+        try:
+            with self._open_log() as log:
+                self.process = subprocess.Popen(argv, stdout=log, stderr=log, **options)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise PostgresError(f"cannot start {argv[0]} in {self._data}: {error}") from error
         return self.process
 
     def is_ready(self) -> bool:

@@ -157,7 +157,11 @@ class Supervisor:
 
     def _spawn(self, child: ChildProcess) -> None:
         self._respawns.pop(child, None)
-        child.spawn()
+        try:
+            child.spawn()
+        except OSError as error:
+            self._on_exit(child, f"it cannot be started: {error.strerror}", 0.0)
+            return
         if child is self._link:
             for worker in self._workers:
                 self._connect(worker)
@@ -179,6 +183,9 @@ class Supervisor:
             await self._database.run()
         except StartError as error:
             self._fail(str(error), error.exit_status)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task before the end: without it the start would hang
+            _log.exception("running PostgreSQL")
+            self._fail(f"PostgreSQL cannot be run ({type(error).__name__}): the log has the traceback", 70)
 
     def _on_database_ready(self, url: Secret) -> None:
         assert self._control is not None
@@ -266,8 +273,8 @@ class Supervisor:
         if link.final and not link.running:
             return  # it has ended by a fatal error, which has been told
         if link in self._respawns:
-            self._respawns.pop(link).cancel()
-            link.spawn()  # what dead workers left has to be shipped
+            self._respawns[link].cancel()
+            self._spawn(link)  # what dead workers left has to be shipped
         if control is not None and (not control.booted or (control.final and not control.running)):
             link.send(Drain())  # nobody is there to ship to: say what is left and end
         await self._end_children([link], self._plan.link.drain_timeout + _DRAIN_MARGIN)
