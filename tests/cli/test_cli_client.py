@@ -237,12 +237,16 @@ def test_a_login_is_tried_before_it_is_stored(
     assert not login_file().exists()
 
 
-def test_an_untrusted_certificate_says_how_to_trust_it(home: Path) -> None:
+def test_an_untrusted_certificate_says_how_to_trust_it_and_that_works(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ssl
 
     import trustme
 
-    certificate = trustme.CA().issue_cert("localhost")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(str(home / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
@@ -256,6 +260,9 @@ def test_an_untrusted_certificate_says_how_to_trust_it(home: Path) -> None:
             Client(place) as one,
             pytest.raises(Failure, match=r"not trusted: .*; name its CA with SSL_CERT_FILE=ca\.pem"),
         ):
+            one.get("/")
+        monkeypatch.setenv("SSL_CERT_FILE", str(home / "ca.pem"))
+        with Client(place) as one, pytest.raises(Failure, match="answers 501"):
             one.get("/")
     finally:
         server.shutdown()

@@ -144,6 +144,18 @@ def test_provider_variables_are_collected_whole_and_as_secrets() -> None:
     assert "a" not in repr(list(provider_variables({"OSTIARY_OPENAI_KEY": "a"}).values())).replace("Secret", "")
 
 
+def test_a_wrong_provider_variable_is_reported_with_the_rest() -> None:
+    found = problems(environ={"OSTIARY_PROVIDER_0_TPYE": "openai", "OSTIARY_WORKERS": "x"})
+    assert found[0].startswith("OSTIARY_WORKERS must be")
+    assert found[1].startswith("OSTIARY_PROVIDER_0_TPYE is unknown (did you mean OSTIARY_PROVIDER_0_TYPE?)")
+
+
+def test_warnings_about_providers_are_kept_apart() -> None:
+    loaded = load({}, {"OSTIARY_OPENAI_BASE_URL": "https://x.example/v1"})
+    assert loaded.warnings == ()
+    assert "OSTIARY_OPENAI_BASE_URL has no effect without OSTIARY_OPENAI_KEY" in loaded.provider_warnings[0]
+
+
 def test_an_external_database_needs_encryption_keys() -> None:
     environ = {"OSTIARY_DATABASE_URL": "postgresql://h/d"}
     (found,) = problems(environ=environ)

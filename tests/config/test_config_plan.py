@@ -1,0 +1,99 @@
+"""What the processes get: no setting is without effect, and no secret shows."""
+
+import base64
+from pathlib import Path
+
+import pytest
+import trustme
+
+from ostiary.config import SETTINGS, load
+from ostiary.config.plan import server_plan
+from ostiary.core.settings import TLSFiles
+from ostiary.runtime.plan import Address, ServerPlan
+
+KEY = base64.b64encode(b"k" * 32).decode()
+
+CHANGED: dict[str, str] = {
+    "listen": "127.0.0.1:9",
+    "metrics_listen": "off",
+    "data_dir": "/elsewhere",
+    "workers": "17",
+    "drain_timeout": "17s",
+    "demo": "true",
+    "database_url": "postgresql://h/d",
+    "encryption_keys": KEY,
+    "bootstrap_token": "b" * 40,
+    "on_drift": "warn",
+    "allow_byok": "false",
+    "record_content": "full",
+    "journal_sync": "always",
+    "journal_full": "shed-content",
+    "journal_max_bytes": "17MiB",
+    "structured_logging": "true",
+    "body_memory_max": "170MiB",
+    "max_retries": "4",
+    "keepalive_pool": "17",
+    "https_proxy": "http://proxy:1",
+    "no_proxy": "host",
+    "egress_allow": "169.254.1.1",
+    "log_format": "json",
+    "log_level": "error",
+}
+"""A value other than the default for each setting; durations are all 17s, files are made."""
+
+
+def plan_with(**flags: str) -> ServerPlan:
+    return server_plan(load(flags, {}))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)
+    certificate = trustme.CA().issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    return {name: str(tmp_path / f"{name}.pem") for name in ("key", "cert")}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, str]) -> None:
+    usual: dict[str, str] = {"demo": "true"} if name == "fake_listen" else {}
+    if name == "database_url":
+        usual = {"encryption_keys": KEY}
+    changed = usual | {name: CHANGED.get(name, "17s")}
+    if name.startswith("tls_"):
+        changed = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
+    if name == "ca_file":
+        changed = {name: files["cert"]}
+    if name == "fake_listen":
+        changed = usual | {name: "127.0.0.1:9"}
+    assert plan_with(**changed) != plan_with(**usual)
+
+
+def test_the_plan_of_a_plain_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = server_plan(load({"data_dir": "/data", "workers": "3"}, {"OSTIARY_OPENAI_KEY": "sk-x"}))
+    assert (plan.listen, plan.workers, plan.data_dir, plan.fake) == (Address("127.0.0.1", 4000), 3, "/data", None)
+    assert plan.metrics_listen == Address("127.0.0.1", 2112)
+    assert plan.gateway.journal_dir == plan.link.journal_dir == "/data/journal"
+    assert plan.control is not None
+    assert plan.control.embedded_database
+    assert {name: value.reveal() for name, value in plan.control.seed_environment.items()} == {
+        "OSTIARY_OPENAI_KEY": "sk-x"
+    }
+
+
+def test_tls_reaches_the_listener(files: dict[str, str]) -> None:
+    plan = plan_with(tls_cert_file=files["cert"], tls_key_file=files["key"])
+    assert plan.gateway.tls == TLSFiles(files["cert"], files["key"])
+
+
+def test_without_metrics_the_link_renders_none() -> None:
+    assert plan_with(metrics_listen="off").metrics_listen is None
+    assert not plan_with(metrics_listen="off").link.metrics_enabled
+
+
+def test_no_secret_shows_in_a_plan() -> None:
+    plan = plan_with(database_url="postgresql://u:hunter2@h/d", encryption_keys=KEY, bootstrap_token="hunter2" * 6)
+    assert "hunter2" not in repr(plan)
+    assert KEY not in repr(plan)
