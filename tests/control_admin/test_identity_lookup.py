@@ -50,14 +50,14 @@ def test_each_reason_has_its_refusal(on_plane: Any, table: Any, change: Any, ref
     on_plane(body)
 
 
-@pytest.mark.parametrize("wrong", ["", "ost_", "' OR 1=1 --", "x" * 10000, "\x00"])
-def test_what_is_no_token_is_unknown(on_plane: Any, wrong: str) -> None:
+def test_what_is_no_token_is_unknown(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
         await plane.user("alice")
         async with plane.engine.connect() as conn:
-            assert await identity.lookup(conn, token_sha256=wrong.encode()) is Refusal.UNKNOWN
-            assert await identity.lookup(conn, key_id=wrong) is Refusal.UNKNOWN
-            assert await identity.authenticate(conn, Secret(wrong)) is None
+            for wrong in ("", "ost_", "' OR 1=1 --", "x" * 10000, "\x00"):
+                assert await identity.lookup(conn, token_sha256=wrong.encode()) is Refusal.UNKNOWN
+                assert await identity.lookup(conn, key_id=wrong) is Refusal.UNKNOWN
+                assert await identity.authenticate(conn, Secret(wrong)) is None
 
     on_plane(body)
 

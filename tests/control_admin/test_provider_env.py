@@ -280,6 +280,11 @@ def test_the_order_of_the_variables_does_not_matter(variables: dict[str, str], r
     assert outcome(list(variables)) == outcome(shuffled)
 
 
+def test_of_several_mistakes_the_same_is_named_in_any_order() -> None:
+    mistakes = {"OSTIARY_PROVIDER_1_KEYY": "x", "OSTIARY_PROVIDER_0_TPYE": "x"}
+    assert error(**mistakes) == error(**dict(reversed(mistakes.items())))
+
+
 @given(environments)
 def test_what_is_read_has_distinct_sorted_names_and_no_key_where_none_is_used(variables: dict[str, str]) -> None:
     try:

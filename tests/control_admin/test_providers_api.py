@@ -86,42 +86,42 @@ def test_deleting_leaves_the_row_and_no_secret(on_plane: Any) -> None:
 SECRET = "settings.access_key_secret"
 
 
-@pytest.mark.parametrize(
-    ("body_", "fields"),
-    [
-        ({}, ["type", "name"]),
-        ({**OPENAI, "type": "opnai"}, ["type"]),
-        ({**OPENAI, "name": "Open AI"}, ["name"]),
-        ({**OPENAI, "name": "sessions"}, ["name"]),
-        ({**OPENAI, "base_url": ""}, ["base_url"]),
-        ({**OPENAI, "base_url": "api.openai.com"}, ["base_url"]),
-        ({**OPENAI, "base_url": "https://u:p@a.example"}, ["base_url"]),
-        ({**OPENAI, "api_keys": ["ok", " sk", ""]}, ["api_keys[1]", "api_keys[2]"]),
-        ({**OPENAI, "api_keys": ["a", "a"]}, ["api_keys[1]"]),
-        ({**OPENAI, "api_keys": [str(n) for n in range(33)]}, ["api_keys"]),
-        ({**OPENAI, "api_keys": [1]}, ["api_keys[0]"]),
-        ({**OPENAI, "api_keys": "sk"}, ["api_keys"]),
-        ({**OPENAI, "enabled": "perhaps"}, ["enabled"]),
-        ({**OPENAI, "settings": {"_type": "bedrock"}}, ["settings._type"]),
-        ({**OPENAI, "settings": {"selction": "x"}}, ["settings.selction"]),
-        ({**OPENAI, "settings": "x"}, ["settings"]),
-        ({**OPENAI, "display_name": "x" * 129, "icon": "a\x00"}, ["display_name", "icon"]),
-        ({**OPENAI, "base_ulr": "x"}, ["base_ulr"]),
-        ({"type": "copilot", "name": "c", "base_url": "https://a.example", "api_keys": ["k"]}, ["api_keys"]),
-        ({"type": "bedrock", "name": "b"}, ["base_url", "settings"]),
-        ({"type": "bedrock", "name": "b", "settings": {"region": "us-east-1"}, "api_keys": ["k"]}, ["api_keys"]),
-        ({"type": "bedrock", "name": "b", "settings": {"region": "us-east-1", "access_key": "A"}}, [SECRET]),
-        ([], ["body"]),
-    ],
-)  # fmt: skip
-def test_a_wrong_provider_is_refused_field_by_field(on_plane: Any, body_: Any, fields: list[str]) -> None:
+WRONG_PROVIDERS: list[tuple[Any, list[str]]] = [
+    ({}, ["type", "name"]),
+    ({**OPENAI, "type": "opnai"}, ["type"]),
+    ({**OPENAI, "name": "Open AI"}, ["name"]),
+    ({**OPENAI, "name": "sessions"}, ["name"]),
+    ({**OPENAI, "base_url": ""}, ["base_url"]),
+    ({**OPENAI, "base_url": "api.openai.com"}, ["base_url"]),
+    ({**OPENAI, "base_url": "https://u:p@a.example"}, ["base_url"]),
+    ({**OPENAI, "api_keys": ["ok", " sk", ""]}, ["api_keys[1]", "api_keys[2]"]),
+    ({**OPENAI, "api_keys": ["a", "a"]}, ["api_keys[1]"]),
+    ({**OPENAI, "api_keys": [str(n) for n in range(33)]}, ["api_keys"]),
+    ({**OPENAI, "api_keys": [1]}, ["api_keys[0]"]),
+    ({**OPENAI, "api_keys": "sk"}, ["api_keys"]),
+    ({**OPENAI, "enabled": "perhaps"}, ["enabled"]),
+    ({**OPENAI, "settings": {"_type": "bedrock"}}, ["settings._type"]),
+    ({**OPENAI, "settings": {"selction": "x"}}, ["settings.selction"]),
+    ({**OPENAI, "settings": "x"}, ["settings"]),
+    ({**OPENAI, "display_name": "x" * 129, "icon": "a\x00"}, ["display_name", "icon"]),
+    ({**OPENAI, "base_ulr": "x"}, ["base_ulr"]),
+    ({"type": "copilot", "name": "c", "base_url": "https://a.example", "api_keys": ["k"]}, ["api_keys"]),
+    ({"type": "bedrock", "name": "b"}, ["base_url", "settings"]),
+    ({"type": "bedrock", "name": "b", "settings": {"region": "us-east-1"}, "api_keys": ["k"]}, ["api_keys"]),
+    ({"type": "bedrock", "name": "b", "settings": {"region": "us-east-1", "access_key": "A"}}, [SECRET]),
+    ([], ["body"]),
+]  # fmt: skip
+
+
+def test_a_wrong_provider_is_refused_field_by_field(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
         token = await admin(plane)
-        answer = await plane.call(token, "POST", PROVIDERS, body_)
-        assert answer.status_code == 400
-        assert answer.json()["message"] == "Invalid AI provider request."
-        assert [problem["field"] for problem in answer.json()["validations"]] == fields
-        assert all(problem["detail"] for problem in answer.json()["validations"])
+        for request, fields in WRONG_PROVIDERS:
+            answer = await plane.call(token, "POST", PROVIDERS, request)
+            assert answer.status_code == 400, request
+            assert answer.json()["message"] == "Invalid AI provider request."
+            assert [problem["field"] for problem in answer.json()["validations"]] == fields, request
+            assert all(problem["detail"] for problem in answer.json()["validations"])
         assert await revisions(plane) == []
         assert await plane.audit() == []
 
@@ -166,15 +166,18 @@ def test_a_name_is_taken_also_when_two_ask_at_once(on_plane: Any) -> None:
     on_plane(body)
 
 
-@pytest.mark.parametrize(
-    ("path", "status"), [("Open AI", 400), ("x_y", 400), ("nobody", 404), ("0190a7d2-0000-7000-8000-000000000000", 404)]
-)
-@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-def test_a_wrong_or_unknown_id(on_plane: Any, method: str, path: str, status: int) -> None:
+def test_a_wrong_or_unknown_id(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
         token = await admin(plane)
-        change = {"enabled": False} if method == "PATCH" else None
-        assert (await plane.call(token, method, f"{PROVIDERS}/{path}", change)).status_code == status
+        for method in ("GET", "PATCH", "DELETE"):
+            change = {"enabled": False} if method == "PATCH" else None
+            for path, status in (
+                ("Open AI", 400),
+                ("x_y", 400),
+                ("nobody", 404),
+                ("0190a7d2-0000-7000-8000-000000000000", 404),
+            ):
+                assert (await plane.call(token, method, f"{PROVIDERS}/{path}", change)).status_code == status, path
 
     on_plane(body)
 
@@ -221,33 +224,33 @@ def test_other_changes_leave_the_keys_alone(on_plane: Any) -> None:
     on_plane(body)
 
 
-@pytest.mark.parametrize(
-    ("change", "fields"),
-    [
-        ({}, []),
-        ({"display_name": None}, []),
-        ({"name": "other"}, ["name"]),
-        ({"type": "azure"}, ["type"]),
-        ({"base_url": ""}, ["base_url"]),
-        ({"api_keys": [{}]}, ["api_keys[0]"]),
-        ({"api_keys": [{"id": "x", "api_key": "y"}]}, ["api_keys[0]"]),
-        ({"api_keys": [{"id": "0190a7d2-0000-7000-8000-000000000000"}]}, ["api_keys[0]"]),
-        ({"api_keys": [{"api_key": ""}]}, ["api_keys[0]"]),
-        ({"api_keys": [{"key": "sk"}]}, ["api_keys[0].key"]),
-        ({"api_keys": ["sk-1"]}, ["api_keys[0]"]),
-        ({"settings": {"_type": "anthropic"}}, ["settings._type"]),
-        ({"settings": {"api_version": "1"}}, ["settings.api_version"]),
-    ],
-)
-def test_a_wrong_change_is_refused_field_by_field(on_plane: Any, change: Any, fields: list[str]) -> None:
+WRONG_CHANGES: list[tuple[Any, list[str]]] = [
+    ({}, []),
+    ({"display_name": None}, []),
+    ({"name": "other"}, ["name"]),
+    ({"type": "azure"}, ["type"]),
+    ({"base_url": ""}, ["base_url"]),
+    ({"api_keys": [{}]}, ["api_keys[0]"]),
+    ({"api_keys": [{"id": "x", "api_key": "y"}]}, ["api_keys[0]"]),
+    ({"api_keys": [{"id": "0190a7d2-0000-7000-8000-000000000000"}]}, ["api_keys[0]"]),
+    ({"api_keys": [{"api_key": ""}]}, ["api_keys[0]"]),
+    ({"api_keys": [{"key": "sk"}]}, ["api_keys[0].key"]),
+    ({"api_keys": ["sk-1"]}, ["api_keys[0]"]),
+    ({"settings": {"_type": "anthropic"}}, ["settings._type"]),
+    ({"settings": {"api_version": "1"}}, ["settings.api_version"]),
+]
+
+
+def test_a_wrong_change_is_refused_field_by_field(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
         token, _ = await with_keys(plane, KEY_A)
-        answer = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", change)
-        assert answer.status_code == 400
-        assert answer.json()["message"] == "Invalid AI provider request."
-        assert [problem["field"] for problem in answer.json()["validations"]] == fields
-        assert fields or "at least one field" in answer.json()["detail"]
-        assert "sk-1" not in answer.text
+        for change, fields in WRONG_CHANGES:
+            answer = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", change)
+            assert answer.status_code == 400, change
+            assert answer.json()["message"] == "Invalid AI provider request."
+            assert [problem["field"] for problem in answer.json()["validations"]] == fields, change
+            assert fields or "at least one field" in answer.json()["detail"]
+            assert "sk-1" not in answer.text
         assert len(await revisions(plane)) == 1
 
     on_plane(body)
