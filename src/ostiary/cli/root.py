@@ -85,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report_usage(wrong)
     except typer.Abort:
         _complain("stopped, nothing was done")
-        return 130
+        return 1
     except BrokenPipeError:
         # the reader, `head` for one, has seen enough; without this the interpreter complains while flushing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
