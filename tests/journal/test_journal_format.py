@@ -95,6 +95,7 @@ def test_a_page_of_zeros_is_no_frame() -> None:
     data = written(1, records)
     assert parse(data + bytes(4096), 1).payloads == records
     assert parse(data + bytes(4096), 1).rest is Rest.BAD
+    assert parse(bytes(4096), 1 << 32).payloads == []
     assert find_next(bytes(4096), 3) is None
     assert find_next(bytes(4096) + written(7, [b"seven", b"eight"]), 3) == (4096, 7)
 
@@ -131,6 +132,13 @@ def test_salvage_loses_exactly_the_records_under_the_damage() -> None:
         if end <= 100 or start >= 150_000:
             intact[seq] = record
     assert salvaged(bytes(data), 1) == intact
+
+
+def test_salvage_takes_no_frame_on_trust_that_stands_alone() -> None:
+    alone = b"rubble" + written(4, [b"as if"])
+    assert find_next(alone + b"more rubble", 3) is None
+    assert find_next(alone + written(5, [b"indeed"]) + b"more rubble", 3) == (6, 4)
+    assert find_next(alone, 3) == (6, 4)
 
 
 def test_segment_names_sort_as_their_numbers() -> None:

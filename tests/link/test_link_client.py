@@ -117,12 +117,24 @@ def test_an_answer_of_the_control_plane_is_fatal_by_its_code(code: Code, at_star
 
 
 def test_redirects_are_not_followed() -> None:
-    async def test(far: FarEnd, client: ControlClient) -> None:
-        far.plain = (307, b"", "text/html")
-        assert (await failure_of(client)).plain_status == 307
-        assert len(far.headers) == 1
+    async def main() -> None:
+        asked = 0
 
-    serve(test)
+        async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            while await reader.readline() not in (b"\r\n", b""):
+                pass
+            asked += 1
+            writer.write(b"HTTP/1.1 307 Go\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            async with ControlClient(f"http://{host}:{port}", Secret(KEY)) as client:
+                assert (await failure_of(client)).plain_status == 307
+        assert asked == 1
+
+    uvloop.run(main())
 
 
 def test_a_call_that_is_not_answered_ends_at_its_time_out_and_a_cancelled_one_is_cancelled() -> None:
