@@ -1,5 +1,6 @@
 """Processes of the benchmark: started, pinned, and ended by pid whatever happens."""
 
+import ctypes
 import json
 import os
 import select
@@ -17,6 +18,15 @@ from . import machine
 
 _END_SECONDS = (5.0, 5.0)
 """How long a process may take for the first signal, and then for the second one."""
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _end_with_parent() -> None:
+    """In the child: the kernel ends it when the benchmark is killed."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StartError(Exception):
@@ -40,7 +50,13 @@ def running(
     """A process whose output goes to `log`; ended on the way out, with its children when it does not end them itself."""
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env=env,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     machine.pin(process.pid, pinned)
     try:
@@ -99,7 +115,11 @@ def run_load(order: dict[str, Any], pinned: frozenset[int]) -> dict[str, Any]:
 @contextmanager
 def load_process(pinned: frozenset[int]) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bench.load"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_end_with_parent,
     )
     machine.pin(process.pid, pinned)
     try:

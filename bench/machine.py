@@ -61,6 +61,18 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """The same of a process with all its children, those that have ended included."""
+    total = 0.0
+    for one in (pid, *children(pid)):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(int(field) for field in fields[11:15]) / _TICKS
+    return total
+
+
 def memory_bytes(pid: int) -> int:
     """Memory that is a process's own: private pages, shared ones by their share (PSS)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -32,9 +33,9 @@ class Server:
         self._token = token
         self.workers = self._children("worker")
         self.around = {
-            "link": self._children("link"),
-            "control plane": self._children("control"),
-            "PostgreSQL": self._postgres(),
+            "link": self._children("link")[0],
+            "control plane": self._children("control")[0],
+            "PostgreSQL": self._postmaster(),
         }
 
     def pin(self, cores: machine.Cores, home: frozenset[int]) -> None:
@@ -71,6 +72,16 @@ class Server:
             time.sleep(0.2)
         return stored
 
+    @contextmanager
+    def link_halted(self) -> Iterator[None]:
+        """Stop the link's clock for a while: records wait in the journal."""
+        link = self.around["link"]
+        os.kill(link, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(link, signal.SIGCONT)
+
     def _get(self, path: str) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
@@ -84,11 +95,13 @@ class Server:
         return json.loads(body)
 
     def _children(self, kind: str) -> tuple[int, ...]:
-        mark = f"ostiary.runtime.child {kind} "
+        mark = f"ostiary.runtime.child {kind}"
         return tuple(pid for pid in machine.children(self._process.pid) if mark in machine.command_line(pid))
 
-    def _postgres(self) -> tuple[int, ...]:
-        return tuple(pid for pid in machine.children(self._process.pid) if "postgres" in machine.command_line(pid))
+    def _postmaster(self) -> int:
+        """The first of PostgreSQL's processes; the others are its children."""
+        found = [pid for pid in machine.children(self._process.pid) if "/postgres " in machine.command_line(pid)]
+        return found[0]
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def interleaved(
 
 def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sample:
     before = {pid: machine.cpu_seconds(pid) for pid in target.workers}
-    around = {name: sum(map(machine.cpu_seconds, pids)) for name, pids in target.around.items()}
+    around = {name: machine.tree_cpu_seconds(pid) for name, pid in target.around.items()}
     told = children.run_load(order, cores.load)
     used = {pid: machine.cpu_seconds(pid) - before[pid] for pid in target.workers}
     if told["errors"] or not told["count"]:
@@ -86,7 +86,7 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
         p50_ms=told["p50"] * 1e3,
         p99_ms=told["p99"] * 1e3,
         around_us={
-            name: (sum(map(machine.cpu_seconds, target.around[name])) - seconds) / count * 1e6
+            name: (machine.tree_cpu_seconds(target.around[name]) - seconds) / count * 1e6
             for name, seconds in around.items()
         },
         busy=max(used.values(), default=0.0) / told["seconds"],

@@ -24,8 +24,8 @@ class Target:
     port: int
     routes: dict[Format, Route]
     workers: tuple[int, ...]
-    around: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Processes beside the workers whose CPU is reported by name: link, control plane, PostgreSQL."""
+    around: dict[str, int] = field(default_factory=dict)
+    """What stands beside the workers (link, control plane, PostgreSQL), each by its first process: CPU reported by name."""
 
     def order(self, work: Work, mode: str, seconds: float, **more: object) -> dict[str, object]:
         """The order for `bench.load`."""
