@@ -3,7 +3,7 @@
 Rules
 - Pure and deterministic: the same request gets the same answer.
 - A writer (`anthropic`, `chat`, `responses`) turns an `Answer` into one provider's JSON or events.
-- `Answer.pieces` of text and thinking join to the whole; the shape asked for (`events`, `event-size`) only moves the cuts.
+- The pieces of text and of thinking join to the whole; the shape asked for (`events`, `event-size`) only moves the cuts.
 """
 
 from collections.abc import Callable, Iterator
