@@ -259,6 +259,23 @@ def test_damage_is_passed_over_counted_and_set_aside(play: Play) -> None:
     play(test)
 
 
+def test_a_segment_that_vanishes_under_the_link_costs_its_records_only(play: Play) -> None:
+    async def test(rig: Rig) -> None:
+        rig.far.always["record"] = ConnectError(Code.UNAVAILABLE, "database away")
+        journal = rig.journal(segment_bytes=1000)
+        written = append(journal, 10)
+        second, third = (int(path.stem) for path in sorted(journal.path.glob("*.seg"))[1:3])
+        (journal.path / f"{second:016d}.seg").unlink()
+        del rig.far.always["record"]
+        rig.shipper.look_now()
+        await rig.acked(journal)
+        expected = [LOST if second <= seq < third else payload for seq, payload in enumerate(written, start=1)]
+        assert rig.far.frames[journal.id] == expected
+        journal.close()
+
+    play(test)
+
+
 def test_batches_are_bounded_and_a_record_that_is_too_large_holds_nothing_up(play: Play) -> None:
     async def test(rig: Rig) -> None:
         await rig.stop()

@@ -1,1 +1,19 @@
-"""The connection of a machine to its control plane."""
+"""The connection of a machine to its control plane: one process beside the workers.
+
+`process`         the entry, and what the parts below tell each other
+`client`          the control plane's RPCs, and what a failure of one means
+`connection`      whether the control plane answers, and for how long what it said may be used
+`backoff`         waiting between attempts
+`snapshots`       which providers there are; its poll is the heartbeat
+`authorizations`  who a token is: remembered answers, and questions that are asked once
+`shipper`         all journals of the machine
+`journal_shipper` one journal, from where the control plane holds it to its end
+`journal_files`   one journal's directory, whatever the disk did to it
+`workers`         the workers' sockets, readiness of the machine
+`channel`         one worker's socket
+`metrics_sum`     the counters of all workers as those of one machine
+`metrics_page`    `GET /metrics`
+
+Authorisations, snapshots and states flow to the workers, records to the control plane. Nothing here is on the path of a
+request whose token a worker knows. What must survive this process is on disk: the journals.
+"""

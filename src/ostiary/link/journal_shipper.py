@@ -104,8 +104,6 @@ class JournalShipper:
             await self._resync()
             while not await self._step():
                 pass
-        except FileNotFoundError:
-            log.warning("losing a journal that something else removed", journal_id=self.id)
         finally:
             self._files.close()
 
@@ -118,9 +116,10 @@ class JournalShipper:
                 return await self._at_end()
         except JournalUnreadableError as exc:
             return await self._unreadable(exc)
-        except FileNotFoundError:
-            raise
         except OSError as exc:
+            if not self._path.exists():
+                log.warning("losing a journal that something else removed", journal_id=self.id)
+                return True
             log.error("failing to read journal", journal_id=self.id, error=exc.strerror)
             await self._pause(self._backoff.next())
             self._files.seek(self._files.next_seq)

@@ -82,9 +82,9 @@ class Workers:
 
     async def attach(self, worker: int, fd: int) -> None:
         """A worker's socket, from the supervisor."""
-        if (old := self._channels.pop(worker, None)) is not None:
+        if (old := self._channels.get(worker)) is not None:
+            self._forget(worker)
             old.close()
-        self._serving.pop(worker, None)
         channel = Channel(worker, self)
         self._channels[worker] = channel
         loop = asyncio.get_running_loop()
@@ -172,15 +172,19 @@ class Workers:
         worker = channel.worker
         if self._channels.get(worker) is not channel:
             return
+        self._forget(worker)
+        log.info("losing a worker", worker=worker)
+        self.tell_state()
+        self._on_gone()
+
+    def _forget(self, worker: int) -> None:
+        """All that held for its socket; its counters stay."""
         del self._channels[worker]
         self._serving.pop(worker, None)
         if worker in self._journals:
             self._metrics.disconnected(self._journals[worker])
         for question in self._questions.values():
             question.without(worker)
-        log.info("losing a worker", worker=worker)
-        self.tell_state()
-        self._on_gone()
 
     def _greet(self, worker: int, hello: WorkerHello) -> None:
         before = self._journals.get(worker)
