@@ -1,16 +1,19 @@
 """A whole running server for end-to-end tests: `ostiary server` and a fake provider as real processes.
 
 `server` is shared by the tests of one xdist worker; tests that kill, drain or reconfigure take `start_server` and get their
-own. Everything is on loopback, in a directory of the test run, and ends with it.
+own. Everything is on loopback, in a directory of its own, and ends with it. (pytest's directories are closed to the user
+whom PostgreSQL runs as when the tests run as root.)
 """
 
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,6 +250,17 @@ def descendants(pid: int) -> list[int]:
 StartServer = Callable[..., Server]
 
 
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """A directory that every user can pass through; gone afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="ostiary-e2e-"))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProvider]:
     provider = FakeProvider(tmp_path_factory.mktemp("fake"))
@@ -255,29 +269,31 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProvider]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, fake: FakeProvider) -> Iterator[Server]:
+def server(fake: FakeProvider) -> Iterator[Server]:
     """One for all tests that only use it."""
-    running = Server(tmp_path_factory.mktemp("server"), fake, "--workers", "2").start()
-    yield running
-    assert running.stop() == 0, running.tail()
+    with open_directory() as directory:
+        running = Server(directory, fake, "--workers", "2").start()
+        yield running
+        assert running.stop() == 0, running.tail()
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[StartServer]:
+def start_server() -> Iterator[StartServer]:
     """Starts servers of one test: `start_server(fake, *arguments, **variables)`."""
     started: list[Server] = []
+    with open_directory() as directory:
 
-    def start(fake: FakeProvider | None, *arguments: str, ready: bool = True, **variables: str) -> Server:
-        directory = tmp_path / f"server-{len(started)}"
-        directory.mkdir()
-        one = Server(directory, fake, *arguments, **variables)
-        started.append(one)
-        return one.start(ready=ready)
+        def start(fake: FakeProvider | None, *arguments: str, ready: bool = True, **variables: str) -> Server:
+            own = directory / f"server-{len(started)}"
+            own.mkdir(mode=0o711)
+            one = Server(own, fake, *arguments, **variables)
+            started.append(one)
+            return one.start(ready=ready)
 
-    yield start
-    for one in started:
-        if one.process is not None and one.process.poll() is None:
-            one.kill()
+        yield start
+        for one in started:
+            if one.process is not None and one.process.poll() is None:
+                one.kill()
 
 
 @pytest.fixture
