@@ -252,25 +252,25 @@ def test_custom_tools_and_old_functions_are_calls_too() -> None:
         ToolCall("patch", "*** Begin Patch", "c"),
     )
     old = [says({"function_call": {"name": "f", "arguments": "{"}}), says({"function_call": {"arguments": "}"}})]
-    assert tool_calls_of(*LONG, *old, finish="function_call") == (ToolCall("f", "{}", ""),)
+    assert tool_calls_of(*LONG, *old, *LONG, finish="function_call") == (ToolCall("f", "{}", ""),)
 
 
-def test_all_choices_are_read() -> None:
-    facts = observe(
-        "chat_completions",
-        sse(
-            [
-                calls(call(0, "{}", id="a", name="n"), index=1),
-                says({}, index=1, finish="tool_calls"),
-                *LONG,
-                says({"content": "x"}),
-                says({}, finish="stop"),
-                DONE,
-            ]
-        ),
-    )
-    assert facts.tool_calls == (ToolCall("n", "{}", "a"),)
+@pytest.mark.parametrize("spaced", [False, True])
+def test_all_choices_are_read_wherever_they_end(spaced: bool) -> None:
+    first = [says({}, finish="stop"), *LONG]
+    second = [calls(call(0, "{", id="a", name="n"), index=1), *LONG, says({}, index=1, finish="tool_calls"), *LONG]
+    facts = observe("chat_completions", sse([*LONG, *first, *second, DONE], spaced=spaced))
+    assert facts.tool_calls == (ToolCall("n", "{", "a"),)
     assert facts.finish_reason == "stop"
+
+
+def test_reasoning_between_tool_calls_is_read_once() -> None:
+    thinking = [says({"reasoning_content": "hm "})]
+    first, second = calls(call(0, "{}", id="a", name="n")), calls(call(1, "[]", id="b", name="n"))
+    events = [*thinking, *LONG, first, *LONG, *thinking, *LONG, second, *LONG, says({}, finish="tool_calls"), DONE]
+    facts = observe("chat_completions", sse(events))
+    assert facts.tool_calls == (ToolCall("n", "{}", "a"), ToolCall("n", "[]", "b"))
+    assert facts.thoughts == (Thought("hm hm "),)
 
 
 # --- thoughts
@@ -304,9 +304,11 @@ def test_arguments_of_a_cut_stream_are_truncated() -> None:
     assert facts.tool_calls[1] == ToolCall("m", '{"x', "b", truncated=True)
 
 
-def test_free_text_at_the_limit_is_truncated() -> None:
-    custom = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Be"}}
-    assert tool_calls_of(calls(custom), finish="length") == (ToolCall("patch", "*** Be", "c", truncated=True),)
+def test_free_text_at_the_limit_is_truncated_when_it_is_the_last() -> None:
+    texts = [("a", "*** Whole"), ("b", "123")]
+    custom = [{"index": i, "id": id_, "custom": {"name": "p", "input": t}} for i, (id_, t) in enumerate(texts)]
+    found = tool_calls_of(calls(*custom), finish="length")
+    assert found == (ToolCall("p", "*** Whole", "a"), ToolCall("p", "123", "b", truncated=True))
 
 
 def test_an_error_within_the_stream_is_read() -> None:

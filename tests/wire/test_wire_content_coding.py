@@ -57,6 +57,11 @@ def test_more_than_one_piece_of_output_comes_out_whole(coding: str) -> None:
     assert decode(coding, encoded, [7, len(encoded) // 2]) == body
 
 
+def test_no_output_stays_behind_when_a_piece_is_full() -> None:
+    for size in range(256 * 1024 - 20, 256 * 1024 + 300, 7):
+        assert decode("raw deflate", raw_deflate(bytes(size)), []) == bytes(size)
+
+
 @every_coding
 def test_a_bomb_is_stopped_at_the_cap(coding: str) -> None:
     bomb = CODINGS[coding][1](bytes(20_000_000))

@@ -122,7 +122,10 @@ def test_a_nested_member_is_edited_in_place(outer: str, inner: str, name: str, n
 @given(objects())
 def test_a_member_is_put_in_front(document: str) -> None:
     body = encoded(document)
-    assert pairs(insert_first(body, "brand new", b"1")) == [("brand new", 1), *pairs(body)]
+    for start in (b"", b"\xef\xbb\xbf"):
+        edited = insert_first(start + body, "brand new", b"1")
+        assert edited.startswith(start)
+        assert pairs(edited) == [("brand new", 1), *pairs(body)]
 
 
 @given(st.binary(max_size=40))
@@ -158,6 +161,11 @@ def test_the_last_of_a_repeated_name_counts_and_alone_is_changed() -> None:
     body = b'{"a": 1, "b": 2, "\\u0061" : [1,{"a":3}] , "c": "a"}'
     assert set_member(body, ("a",), b"9") == b'{"a": 1, "b": 2, "\\u0061" : 9 , "c": "a"}'
     assert remove_member(body, ("a",)) == b'{"a": 1, "b": 2, "c": "a"}'
+
+
+def test_a_repeated_name_is_told_even_where_its_values_are_of_like_length() -> None:
+    assert set_member(b'{"a":{"b":1},"a":"xxxx"}', ("a",), b"2") == b'{"a":{"b":1},"a":2}'
+    assert set_member(b'{"a":[1],"b":3,"a":[2],"c":4}', ("b",), b"5") == b'{"a":[1],"b":5,"a":[2],"c":4}'
 
 
 def test_strings_that_only_other_parsers_take_are_no_hindrance() -> None:

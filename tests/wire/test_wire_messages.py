@@ -285,6 +285,21 @@ def test_a_tool_call_cut_before_its_first_delta_is_truncated() -> None:
     assert whole.tool_calls == (ToolCall("Read", "{}", "toolu_0"),)
 
 
+def test_a_call_without_input_before_the_cut_one_is_whole() -> None:
+    facts = observe(
+        "messages", sse([start(), *tool(0), *tool(1, '{"a'), end("max_tokens", {"output_tokens": 9}), STOP])
+    )
+    assert [(call.input, call.truncated) for call in facts.tool_calls] == [("{}", False), ('{"a', True)]
+
+
+@pytest.mark.parametrize("content", ["prompts", "full"])
+def test_text_under_the_index_of_a_tool_call_is_no_input(content: Any) -> None:
+    events = tool(0, '{"a"', ":1}")
+    stray = delta(0, "text_delta", "text", "\n")
+    facts = observe("messages", sse([start(), *events[:2], stray, *events[2:], STOP]), content=content)
+    assert facts.tool_calls == (ToolCall("Read", '{"a":1}', "toolu_0"),)
+
+
 def test_a_cut_stream_keeps_what_was_seen() -> None:
     stream = sse([start(), *thinking(0, "hm"), *tool(1, '{"path": "/tmp/', "x")])[:-80]
     facts = observe("messages", stream)

@@ -61,6 +61,15 @@ every_format = pytest.mark.parametrize("format_", FORMATS)
 
 
 @every_format
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_a_stream_may_come_byte_by_byte(format_: Format, line_end: bytes) -> None:
+    stream = (opening(format_) + text_delta(format_) + ending(format_)).replace(b"\n", line_end)
+    facts = observe(format_, stream, cuts=range(len(stream)), compact_at=range(2 * len(stream)))
+    assert facts.complete
+    assert facts == observe(format_, stream)
+
+
+@every_format
 def test_a_huge_stream_is_read_in_little_memory(format_: Format) -> None:
     observer = observer_for(format_, SSE)
     assert observer is not None
@@ -90,6 +99,7 @@ def test_a_huge_stream_is_read_in_little_memory(format_: Format) -> None:
 def test_a_long_event_without_facts_is_dropped_on_its_way() -> None:
     kind = "response.image_generation_call.partial_image"
     image = sse([(kind, {"type": kind, "partial_image_b64": "iVBOR" * 100_000})])
+    image = image.replace(b"}\n\n", b"\ndata: }\n\n")
     observer = observer_for("responses", SSE)
     assert observer is not None
     observer.feed(opening("responses"))

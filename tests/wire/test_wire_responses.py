@@ -229,6 +229,26 @@ def test_what_came_of_a_cut_call_is_kept_and_truncated(pieces: Any, cuts: list[i
     assert facts.usage is None
 
 
+def test_a_cut_call_of_free_text_is_truncated_even_if_it_reads_as_json() -> None:
+    made = item(0, "custom_tool_call", call_id="c", name="patch", input="123")
+    facts = observe("responses", sse([CREATED, added(0, made), delta(0, "custom_tool_call_input", "12")]))
+    assert facts.tool_calls == (ToolCall("patch", "12", "c", "item_0", truncated=True),)
+
+
+def test_input_that_comes_in_one_event_is_whole_before_its_item_is() -> None:
+    made = item(0, "custom_tool_call", call_id="c", name="patch", input="123")
+    whole = event("response.custom_tool_call_input.done", output_index=0, input="123")
+    facts = observe("responses", sse([CREATED, added(0, made), whole]))
+    assert facts.tool_calls == (ToolCall("patch", "123", "c", "item_0"),)
+
+
+def test_items_that_overlap_are_read_once() -> None:
+    call = [added(0, function_call(0, "{}")), delta(0, "function_call_arguments", '{"a')]
+    facts = observe("responses", sse([CREATED, *call, *reasoning(1, ["h", "m"])]))
+    assert facts.thoughts == (Thought("hm", "reasoning_summary"),)
+    assert facts.tool_calls == (expected_call(0, '{"a', truncated=True),)
+
+
 # --- items
 
 

@@ -10,6 +10,7 @@ Rules
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 Fields = Mapping[bytes, bytes]
@@ -32,6 +33,8 @@ class _Sign(NamedTuple):
     """A header field that only it sends."""
 
 
+_CURSOR_FIELD: Final = b"x-cursor-client-version"
+
 _SIGNS: Final = (
     _Sign("Xum", ("xum/", "mux/")),
     _Sign(CLAUDE_CODE, ("claude",)),
@@ -43,7 +46,7 @@ _SIGNS: Final = (
     _Sign("Roo Code", ("roo-code/",), originator="roo-code"),
     _Sign("Coder Agents", ("coder-agents/",)),
     _Sign("Charm Crush", ("charm crush/", "charm-crush/")),
-    _Sign("Cursor", field=b"x-cursor-client-version"),
+    _Sign("Cursor", field=_CURSOR_FIELD),
     _Sign("OpenCode", ("opencode/",)),
     _Sign("Junie", ("junie:",)),
 )
@@ -77,13 +80,20 @@ class AgentFirewall(NamedTuple):
 
 def detect_client(fields: Fields) -> str:
     """The client's name, empty when it is unknown."""
-    agent = _value(fields, b"user-agent").lower()
-    originator = _value(fields, b"originator").lower()
+    return _detect(
+        fields.get(b"user-agent", b"")[:32], fields.get(b"originator", b"")[:32], fields.get(_CURSOR_FIELD, b"")[:32]
+    )
+
+
+@lru_cache(maxsize=1024)
+def _detect(user_agent: bytes, originator: bytes, cursor_version: bytes) -> str:
+    agent = _text(user_agent).lower()
+    origin = _text(originator).lower()
     for sign in _SIGNS:
         if (
             (sign.prefixes and agent.startswith(sign.prefixes))
-            or (originator and originator == sign.originator)
-            or (sign.field and _value(fields, sign.field))
+            or (origin and origin == sign.originator)
+            or (sign.field and _text(cursor_version))
         ):
             return sign.client
     return ""
@@ -99,6 +109,8 @@ def session_id(client: str, fields: Fields, user_id: str = "") -> str:
 
 def agent_firewall(fields: Fields) -> AgentFirewall | None:
     """The agent-firewall fields, None when there are none. Raises `AgentFirewallError`."""
+    if b"x-coder-agent-firewall-session-id" not in fields and b"x-coder-agent-firewall-sequence-number" not in fields:
+        return None
     session = _value(fields, b"x-coder-agent-firewall-session-id")
     number = _value(fields, b"x-coder-agent-firewall-sequence-number")
     if not session and not number:
@@ -112,7 +124,11 @@ def agent_firewall(fields: Fields) -> AgentFirewall | None:
 
 
 def _value(fields: Fields, name: bytes) -> str:
-    return fields.get(name, b"").decode("utf-8", "replace").strip()
+    return _text(fields.get(name, b""))
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace").strip()
 
 
 def _session_in_user_id(user_id: str) -> str:

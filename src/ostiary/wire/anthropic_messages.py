@@ -237,7 +237,8 @@ class StreamReader:
                 continue
             delta = event.delta
             if delta is not None and (text := delta.partial_json or delta.thinking or (delta.text if full else None)):
-                if (found := blocks.get(event.index)) is not None:
+                # Some servers send text under the index of a tool call that is still open: it is no part of the input.
+                if (found := blocks.get(event.index)) is not None and (delta.text is None or found.kind == "text"):
                     self._budget -= len(text)
                     if self._budget >= 0:
                         found.parts.append(text)

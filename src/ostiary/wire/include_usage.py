@@ -59,13 +59,7 @@ class UsageChunkFilter:
     def feed(self, data: bytes) -> bytes:
         """What can go on now; empty while an event is incomplete."""
         splitter = self._splitter
-        if (
-            not splitter.held
-            and data.endswith(b"\n\n")
-            and b"[]" not in data
-            and b"[ ]" not in data
-            and b"\r" not in data
-        ):
+        if not splitter.held and data.endswith(b"\n\n") and b"[]" not in data and b"[ ]" not in data:
             return data
         events = splitter.feed(data)
         kept = [event for event in events if not self._withholds(event)]

@@ -179,12 +179,12 @@ class _OpenChoice:
         self.finish_reason = ""
 
     def call_of(self, index: int | None, call_id: str, name: str) -> _OpenCall:
-        """The call that a delta belongs to, made when it is the first of one."""
+        """The call that a delta with a name or without an index belongs to, made when it is the first of one."""
         if index is not None:
             found = self.by_index.get(index)
         else:
             found = self.calls[-1] if self.calls and (not name or call_id) else None
-        if found is None or (call_id and found.id and call_id != found.id and (name or index is None)):
+        if found is None or (call_id and found.id and call_id != found.id):
             found = _OpenCall()
             self.calls.append(found)
             if index is not None:
