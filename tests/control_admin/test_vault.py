@@ -19,7 +19,7 @@ from ostiary.control.store.tables import ai_provider_keys, vault_keys
 from ostiary.control.vault import Place, Vault, VaultError, open_vault, parse_keys
 from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
-from tests.support.control_admin import vault_key
+from tests.support.control_admin import Plane, vault_key
 
 PLACE = Place("ai_provider_keys", "api_key", "0190a7d2-0000-7000-8000-000000000000")
 ADMIN = audit.Actor(None, "test")
@@ -275,5 +275,36 @@ def test_no_secret_stands_in_the_tables_in_clear(on_database: Any, settings: Con
                 for secret in ("sk-very-secret-key-1", "AKIAEXAMPLE1", "aws-very-secret-1"):
                     assert secret not in dump
                     assert secret.encode().hex() not in dump
+
+    on_database(body)
+
+
+def test_owners_rotate_and_see_the_keys_by_id(on_plane: Any) -> None:
+    async def body(plane: Plane) -> None:
+        for role, read, rotated in (
+            ("owner", 200, 200),
+            ("admin", 200, 403),
+            ("auditor", 200, 403),
+            ("member", 403, 403),
+        ):
+            _, token = await plane.user(role, role)
+            status = await plane.call(token, "GET", "/api/v2/vault")
+            assert status.status_code == read
+            assert (await plane.call(token, "POST", "/api/v2/vault/rotate")).status_code == rotated
+            if read == 200:
+                [key] = status.json()
+                assert (key["key_id"], key["sealing"], key["available"]) == (plane.vault.sealing_key_id, True, True)
+        assert [entry["action"] for entry in await plane.audit()] == ["rotate"]
+
+    on_plane(body)
+
+
+def test_a_key_file_that_cannot_be_read_stops_the_start(on_database: Any, settings: ControlSettings) -> None:
+    file = Path(settings.data_dir) / "vault.key"
+
+    async def body(engine: AsyncEngine) -> None:
+        file.symlink_to("/dev/zero")
+        with pytest.raises(VaultError, match=r"vault.key cannot be read"):
+            await open_vault(engine, settings)
 
     on_database(body)

@@ -197,15 +197,15 @@ def _check(vault: Vault, known: dict[str, bytes], source: str) -> None:
 def _read_key_file(file: Path) -> list[bytes]:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, encoding="utf-8", errors="replace") as opened:
+            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+                os.fchmod(fd, 0o600)
+                log.warning("closing the vault key file to other users", path=str(file))
+            text = opened.read(4096)
     except FileNotFoundError:
         return []
     except OSError as exc:
-        raise VaultError(f"the key file {file} cannot be read: {exc.strerror}") from exc
-    with os.fdopen(fd, encoding="utf-8", errors="replace") as opened:
-        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-            os.fchmod(fd, 0o600)
-            log.warning("closing the vault key file to other users", path=str(file))
-        text = opened.read(4096)
+        raise VaultError(f"the key file {file} cannot be read, or not be closed to others: {exc.strerror}") from exc
     return parse_keys([Secret(text.strip())], source=str(file))
 
 

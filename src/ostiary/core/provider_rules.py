@@ -22,7 +22,7 @@ from .providers import (
 DEFAULT_BASE_URLS: Final = {
     ProviderType.OPENAI: "https://api.openai.com/v1/",
     ProviderType.ANTHROPIC: "https://api.anthropic.com/",
-    ProviderType.COPILOT: "https://api.githubcopilot.com/",
+    ProviderType.COPILOT: "https://api.individual.githubcopilot.com",
     ProviderType.GOOGLE: "https://generativelanguage.googleapis.com/v1beta/openai/",
     ProviderType.OPENROUTER: "https://openrouter.ai/api/v1/",
     ProviderType.VERCEL: "https://ai-gateway.vercel.sh/v1/",

@@ -33,7 +33,7 @@ _QUERY: Final = (
     .select_from(_newest)
     .outerjoin(ai_providers, ~ai_providers.c.deleted)
     .outerjoin(ai_provider_keys, and_(ai_provider_keys.c.provider_id == ai_providers.c.id, ai_providers.c.enabled))
-    .order_by(ai_providers.c.name, ai_provider_keys.c.position)
+    .order_by(ai_provider_keys.c.position)
 )
 
 
@@ -53,7 +53,9 @@ async def read_all(conn: AsyncConnection, vault: Vault) -> tuple[int, list[Provi
     for row in rows:
         if row["id"] is not None:
             by_provider.setdefault(row["id"], []).append(row)
-    return revision, [_spec(vault, group) for group in by_provider.values()]
+    specs = [_spec(vault, group) for group in by_provider.values()]
+    # not by the database: its collation may pass over hyphens
+    return revision, sorted(specs, key=lambda spec: spec.name)
 
 
 def _spec(vault: Vault, group: list[RowMapping]) -> ProviderSpec:

@@ -168,4 +168,4 @@ def open_key(vault: Vault, key_id: str, sealed: Sealed) -> Secret | str:
 
 
 def live_rows() -> Select[Any]:  # Any: rows are read by name
-    return select(ai_providers).where(~ai_providers.c.deleted).order_by(ai_providers.c.name)
+    return select(ai_providers).where(~ai_providers.c.deleted)

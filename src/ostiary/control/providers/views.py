@@ -74,10 +74,11 @@ def summary(view: ProviderView) -> ProviderSummary:
 
 async def list_providers(conn: AsyncConnection, vault: Vault, *, deleted: bool = False) -> list[ProviderView]:
     """All providers by name, disabled ones too; with `deleted` also those that were deleted."""
-    query = select(ai_providers).order_by(ai_providers.c.name, ai_providers.c.id) if deleted else live_rows()
+    query = select(ai_providers).order_by(ai_providers.c.id) if deleted else live_rows()
     rows = (await conn.execute(query)).mappings().all()
     keys = await stored_keys(conn, vault, [row["id"] for row in rows])
-    return [view(row, read_row(vault, row), keys[row["id"]]) for row in rows]
+    views = [view(row, read_row(vault, row), keys[row["id"]]) for row in rows]
+    return sorted(views, key=lambda shown: shown.name)
 
 
 async def get_provider(conn: AsyncConnection, vault: Vault, id_or_name: str) -> ProviderView:
