@@ -383,8 +383,9 @@ def test_the_ledger_tells_what_was_received_without_the_key() -> None:
         assert entry["key_sha256"] == hashlib.sha256(b"sk-good").hexdigest()
         assert ["X-Client", "Kept"] in entry["headers"]
         assert "sk-good" not in json.dumps(told)
+        assert entry["number"] == 0
         wire.send("GET", "/fake/requests?after=0")
-        assert [entry["number"] for entry in (await wire.answer())[1]["requests"]] == [1]
+        assert [entry["mark"] for entry in (await wire.answer())[1]["requests"]] == ["in-head"]
         wire.send("DELETE", "/fake/requests")
         await wire.answer()
         assert fake.provider.ledger.count == 0

@@ -99,7 +99,7 @@ class Ledger:
 
     def arrived(self, method: str, path: str, mark: str, key: str, headers: Iterable[tuple[bytes, bytes]]) -> Entry:
         """Note what `count_arrival` counted; only called when `noting`."""
-        entry = Entry(self.count, time.time(), method, path, mark, _sha256(key.encode()) if key else "")
+        entry = Entry(self.count - 1, time.time(), method, path, mark, _sha256(key.encode()) if key else "")
         if self.mode == "full":
             entry.headers = [_shown(name, value) for name, value in headers]
             if len(self.entries) < self._limit:
