@@ -189,7 +189,7 @@ class FarEnd:
     async def get_ai_providers(self, request: GetAIProvidersRequest, _ctx: object) -> GetAIProvidersResponse:
         self.polls.append(request.known_revision)
         self._maybe_fail("get_ai_providers")
-        if request.known_revision == self.revision:
+        if self.revision and request.known_revision == self.revision:
             return GetAIProvidersResponse(revision=self.revision, unchanged=True)
         return GetAIProvidersResponse(revision=self.revision, providers=self.providers)
 

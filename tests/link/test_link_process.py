@@ -221,6 +221,18 @@ def test_the_machine_is_ready_when_every_worker_serves_and_that_is_reported_once
     play(test, workers=2)
 
 
+def test_a_control_plane_without_any_provider_makes_a_machine_ready_all_the_same(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        machine.far.revision, machine.far.providers = 0, []
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        polls = len(machine.far.polls)
+        await until(lambda: len(machine.far.polls) > polls + 3)
+        assert sum(isinstance(message, Snapshot) for message in worker.said) == 1
+
+    play(test)
+
+
 def test_a_new_revision_reaches_the_workers(play: Play) -> None:
     async def test(machine: Machine) -> None:
         worker = machine.worker(0)

@@ -30,6 +30,8 @@ _HIGH_WATER = 256 * 1024
 
 
 class Owner(Protocol):
+    def worker_connected(self, channel: "Channel") -> None: ...
+
     def worker_said(self, channel: "Channel", message: WorkerMessage) -> None: ...
 
     def worker_lost(self, channel: "Channel") -> None: ...
@@ -76,6 +78,7 @@ class Channel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._owner.worker_connected(self)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -38,7 +38,8 @@ from ostiary.rpc.ostiary_pb2 import (
 )
 
 CONNECT_TIMEOUT = 5.0
-POLL_TIMEOUT = 5.0
+POLL_TIMEOUT = 12.0
+"""Seconds; above what the control plane waits for a seed in flight."""
 RECORD_TIMEOUT = 75.0
 """Seconds; above what the control plane allows a batch to take."""
 MAX_ANSWER = 64 * 1024**2

@@ -152,9 +152,13 @@ class SnapshotPoll:
                 await self._wait(self._interval)
 
     def _take(self, answer: GetAIProvidersResponse) -> None:
-        if answer.unchanged:
+        if answer.unchanged and self.snapshot is not None:
             return
-        self.snapshot = snapshot(answer)
+        loaded = snapshot(answer)
+        if loaded == self.snapshot:
+            # revision 0, before the first change, cannot be asked for as known
+            return
+        self.snapshot = loaded
         log.info("loading providers", revision=answer.revision, providers=len(self.snapshot.providers))
         self._on_snapshot(self.snapshot)
 

@@ -89,10 +89,6 @@ class Workers:
         self._channels[worker] = channel
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: channel, sock=socket.socket(fileno=fd))
-        if self._snapshot is not None:
-            channel.send(self._snapshot)
-        channel.send(self._state())
-        self.tell_state()
 
     @property
     def connected(self) -> int:
@@ -143,12 +139,20 @@ class Workers:
 
     def _state(self) -> MachineState:
         grace = self._connection.grace_left
-        serving = sum(1 for serving in self._serving.values() if serving.revision > 0)
+        # a control plane without any provider has revision 0, which a worker can serve from too
+        loaded = self._snapshot.revision if self._snapshot is not None else None
+        serving = sum(1 for said in self._serving.values() if said.revision > 0 or said.revision == loaded)
         return MachineState(
             ready=serving >= self._expected and grace > 0, link_up=self._connection.up, grace_left=grace
         )
 
     # --- channel.Owner
+
+    def worker_connected(self, channel: Channel) -> None:
+        if self._snapshot is not None:
+            channel.send(self._snapshot)
+        channel.send(self._state())
+        self.tell_state()
 
     def worker_said(self, channel: Channel, message: WorkerMessage) -> None:
         worker = channel.worker
