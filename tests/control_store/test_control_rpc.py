@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -149,6 +150,7 @@ def test_providers_are_read_only_after_a_seed_in_flight(database_url: Secret, tm
             asking = asyncio.create_task(client.get_ai_providers(pb.GetAIProvidersRequest(), headers=HEADERS))
             blocked = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
             while not await watching.scalar(blocked):
+                assert not asking.done(), "it did not wait"
                 await watching.rollback()
             await seeding.execute(
                 text("UPDATE ai_providers SET base_url = 'http://127.0.0.1:1/seeded' WHERE name = 'demo-openai'")
@@ -166,7 +168,7 @@ def test_providers_are_read_only_after_a_seed_in_flight(database_url: Secret, tm
 def test_a_database_that_goes_away_makes_calls_unavailable_and_they_recover(
     postgres_server: PostgresServer, database_url: Secret, tmp_path: Path
 ) -> None:
-    name = database_url.reveal().rpartition("/")[2].partition("?")[0]
+    name = urlsplit(database_url.reveal()).path.removeprefix("/")
     journal = new_id()
     batch = {"journalId": journal, "firstSeq": 1, "records": [base64.b64encode(encoded([start()])[0]).decode()]}
 

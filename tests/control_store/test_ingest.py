@@ -435,11 +435,15 @@ def test_batches_stored_at_once_still_make_one_thread(database_url: Secret) -> N
     play(database_url, script)
 
 
-def test_a_tool_call_of_another_person_makes_no_thread(database_url: Secret) -> None:
+@pytest.mark.parametrize("order", ["together", "parent first", "child first"])
+def test_a_tool_call_of_another_person_makes_no_thread(database_url: Secret, order: str) -> None:
     async def script(desk: Desk) -> None:
         mine = start()
         theirs = start(correlating_tool_call_id="toolu_1")
-        await desk.store(new_id(), 1, mine, end(mine, calls=["toolu_1"]), theirs)
+        parent, child = [mine, end(mine, calls=["toolu_1"])], [theirs]
+        batches = {"together": [parent + child], "parent first": [parent, child], "child first": [child, parent]}
+        for batch in batches[order]:
+            await desk.store(new_id(), 1, *batch)
         assert (await threads(desk, mine, theirs))[1] == (None, None, theirs.id)
 
     play(database_url, script)

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TypeVar
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ostiary.control import database
-from ostiary.control.partitions import Week, make_ahead, wanted_weeks, week_of
+from ostiary.control import database, partitions
+from ostiary.control.partitions import Week, make_ahead, try_make_ahead, wanted_weeks, week_of
 from ostiary.control.store.migrate import migrate
 from ostiary.control.store.tables import PARTITIONED, metadata
 from ostiary.core.ids import IdSource
@@ -131,3 +132,20 @@ def test_an_id_of_a_week_is_within_its_bounds() -> None:
     made = IdSource(clock=lambda: int(moment.timestamp() * 1e9))()
     week = Week(week_of(moment).monday)
     assert week.first_id <= made < week.shifted(1).first_id
+
+
+def test_partitions_that_cannot_be_made_now_do_not_stop_the_start(
+    database_url: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "LOCK_TIMEOUT", "100ms")
+
+    async def work(engine: AsyncEngine) -> tuple[bool, bool]:
+        this_week = f"interceptions_{week_of(datetime.now(UTC)).suffix}"
+        async with engine.connect() as dump:
+            await dump.execute(text(f"DROP TABLE {this_week}"))
+            await dump.commit()
+            await dump.execute(text("LOCK TABLE interceptions_default IN ACCESS SHARE MODE"))
+            locked = await try_make_ahead(engine)
+        return locked, await try_make_ahead(engine)
+
+    assert run(database_url, work) == (False, True)

@@ -1,1 +1,15 @@
-"""The control plane: the only part with database access."""
+"""The control plane: the only part with database access (design §2).
+
+`process`     start, serve, drain
+`app`         REST and RPC as one ASGI application; `state` is what its parts share
+`api`         one router a resource; who is asking, errors, the edge around all of it
+`services`    the RPC side, behind its gate
+`ingest`      journal frames to rows, exactly once
+`store`       tables, migrations, and reading the record
+`partitions`  weeks of recorded data, made ahead
+`database`    the engine, and what to say when there is none; `locks` are the advisory locks
+`providers`   providers as rows; `seed` brings those of the environment in
+`identity`    people and their tokens
+`vault`       encryption at rest
+`audit`       who changed what
+"""

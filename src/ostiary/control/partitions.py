@@ -80,21 +80,26 @@ async def make_ahead(engine: AsyncEngine, now: datetime) -> int:
     return len(missing)
 
 
+async def try_make_ahead(engine: AsyncEngine) -> bool:
+    """`make_ahead` for now; gives whether it succeeded. A dump that holds its locks for an hour is no reason to fail."""
+    try:
+        await make_ahead(engine, datetime.now(UTC))
+    except DATABASE_ERRORS as exc:
+        # rows go into the default partition meanwhile
+        log.warning("making partitions later", cause=cause(exc))
+        return False
+    except Exception as exc:  # noqa: BLE001  a bug here must not end a control plane that serves
+        log.error("failing to make partitions by a bug", error=type(exc).__name__, at=where(exc))
+        return False
+    return True
+
+
 async def keep_ahead(engine: AsyncEngine) -> None:
-    """`make_ahead` once a day, for as long as the control plane runs."""
-    delay = INTERVAL
+    """`make_ahead` once a day, for as long as the control plane runs; more often while it fails."""
+    delay = RETRY_INTERVAL
     while True:
         await asyncio.sleep(delay)
-        try:
-            await make_ahead(engine, datetime.now(UTC))
-            delay = INTERVAL
-        except DATABASE_ERRORS as exc:
-            # four weeks of partitions lie ahead, and behind them the default one
-            log.warning("making partitions later", cause=cause(exc))
-            delay = RETRY_INTERVAL
-        except Exception as exc:  # noqa: BLE001  a bug here must not end a control plane that serves
-            log.error("failing to make partitions by a bug", error=type(exc).__name__, at=where(exc))
-            delay = RETRY_INTERVAL
+        delay = INTERVAL if await try_make_ahead(engine) else RETRY_INTERVAL
 
 
 def _name(table: str, week: Week) -> str:

@@ -12,7 +12,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -81,7 +80,7 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
     try:
         with _step("migrate the database"):
             await migrate(engine)
-            await partitions.make_ahead(engine, datetime.now(UTC))
+        await partitions.try_make_ahead(engine)
         with _step("open the vault"):
             opened = await vault.open_vault(engine, settings)
         with _step("make the owner"):
