@@ -1,42 +1,75 @@
-"""The fake provider as a process of its own, and its admin paths as methods.
+"""The fake provider as a process of its own, and its admin paths as methods: the one way for tests to start one.
 
 with fake_provider() as fake:
     base_url = fake.url
     fake.script_key("sk-a", "status=429 retry-after=7")
     ...
     assert fake.requests()["count"] == 1
+
+`docs/fake-provider.md` says what it can be asked for. The fixtures `fake` and `own_fake` stand in `tests.support.server`.
 """
 
-import http.client
-import json
 import os
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-_START_SECONDS = 20.0
+import httpx
+
+START_SECONDS = 40.0
 
 
-class FakeHandle:
-    """A running fake provider."""
+class FakeProvider:
+    """A running fake provider. Its log is in `directory`, if one is given."""
 
-    def __init__(self, url: str, pid: int) -> None:
-        self.url = url
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *arguments: str,
+        ledger: str = "full",
+        ledger_file: Path | None = None,
+        port: int = 0,
+    ) -> None:
+        command = [sys.executable, "-m", "ostiary.fake", "--listen", f"127.0.0.1:{port}", "--ledger", ledger]
+        if ledger_file is not None:
+            command += ["--ledger-file", str(ledger_file)]
+        with (directory / "fake.log").open("ab") if directory else tempfile.TemporaryFile() as log:
+            self.process = subprocess.Popen(
+                [*command, *arguments], stdout=subprocess.PIPE, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+            )
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        self.url = self.process.stdout.readline().decode().strip() if ready else ""
         """Without a path: OpenAI base URLs need `/v1` after it."""
-        self.pid = pid
-        self._address = urlsplit(url)
+        if not self.url:
+            self._end()
+            raise RuntimeError(f"the fake provider did not start; exit status {self.process.poll()}")
+        self.client = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
 
-    def requests(self, *, marks: bool = False, after: int = -1, limit: int = 1000) -> dict[str, Any]:
-        """Counts, aborts, and what the ledger's mode holds beside."""
-        return self._ask("GET", f"/fake/requests?after={after}&limit={limit}{'&marks=1' if marks else ''}")
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
-    def forget(self) -> None:
+    def requests(self, **query: Any) -> dict[str, Any]:
+        """Counts, aborts, and what the ledger's mode holds beside: `marks=1`, `after=N`, `limit=N`."""
+        return self._ask("GET", "/fake/requests", params=query)
+
+    def marks(self) -> dict[str, int]:
+        """How often each mark came."""
+        answer = self.requests(marks=1, limit=0)
+        assert not answer["dropped"], "the ledger was full: it cannot be reconciled with"
+        found: dict[str, int] = answer["marks"]
+        return found
+
+    def reset(self) -> None:
+        """Forget what was asked, and every replay."""
         self._ask("DELETE", "/fake/requests")
+        self._ask("DELETE", "/fake/replay")
 
     def script_key(self, key: str, control: str, times: int = 0) -> None:
         """What requests with `key` get from now on; an empty control makes it an ordinary key."""
@@ -50,34 +83,36 @@ class FakeHandle:
         """Answer `path` with recorded bytes; fields of `ostiary.fake.replay.Recording`."""
         self._ask("POST", "/fake/replay", {"path": path, **recording})
 
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=10)
-        try:
-            connection.request(method, path, json.dumps(body) if body is not None else None)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise ValueError(f"{method} {path}: {answer}")
+    def stop(self) -> None:
+        self.client.close()
+        self._end()
+
+    def _ask(self, method: str, path: str, body: Any = None, **options: Any) -> dict[str, Any]:
+        response = self.client.request(method, path, json=body, **options)
+        if response.status_code != 200:
+            raise ValueError(f"{method} {path}: {response.text}")
+        answer: dict[str, Any] = response.json()
         return answer
+
+    def _end(self) -> None:
+        assert self.process.stdout is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        self.process.stdout.close()
 
 
 @contextmanager
-def fake_provider(*, ledger: str = "full", ledger_file: Path | None = None, port: int = 0) -> Iterator[FakeHandle]:
+def fake_provider(
+    *, ledger: str = "full", ledger_file: Path | None = None, port: int = 0, directory: Path | None = None
+) -> Iterator[FakeProvider]:
     """A fake provider on a free loopback port; ended, by its pid, on the way out."""
-    command = [sys.executable, "-m", "ostiary.fake", "--listen", f"127.0.0.1:{port}", "--ledger", ledger]
-    if ledger_file is not None:
-        command += ["--ledger-file", str(ledger_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
+    provider = FakeProvider(directory, ledger=ledger, ledger_file=ledger_file, port=port)
     try:
-        ready, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
-        url = process.stdout.readline().decode().strip() if ready else ""
-        if not url:
-            raise RuntimeError(f"the fake provider did not start; exit status {process.poll()}")
-        yield FakeHandle(url, process.pid)
+        yield provider
     finally:
-        process.terminate()
-        process.wait(timeout=10)
-        process.stdout.close()
+        provider.stop()

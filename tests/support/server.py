@@ -21,6 +21,9 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.fake_provider import FakeProvider, fake_provider
 
 OSTIARY = [sys.executable, "-m", "ostiary"]
 OWNER_TOKEN = "bootstrap-token-of-the-tests-0123456789"
@@ -43,37 +46,6 @@ def eventually(check: Callable[[], Any], *, within: float = 15.0, every: float =
             return found
         assert time.monotonic() < deadline, f"not within {within} s: {what or check}"
         time.sleep(every)
-
-
-class FakeProvider:
-    """The fake provider as a process of its own, with its ledger."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.log = directory / "fake.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ostiary.fake", "--listen", "127.0.0.1:0", "--ledger", "full", *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(),
-            )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().decode().strip()
-        self.client = httpx.Client(base_url=self.url, timeout=10)
-
-    def requests(self, **query: Any) -> dict[str, Any]:
-        return self.client.get("/fake/requests", params=query).raise_for_status().json()
-
-    def reset(self) -> None:
-        self.client.delete("/fake/requests").raise_for_status()
-        self.client.delete("/fake/replay").raise_for_status()
-
-    def stop(self) -> None:
-        self.client.close()
-        self.process.terminate()
-        self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 class Server:
@@ -103,6 +75,14 @@ class Server:
                 "OSTIARY_PROVIDER_1_BASE_URL": fake.url,
             } | {name: value for name, value in variables.items() if name.startswith("OSTIARY_PROVIDER_")}
         self.process: subprocess.Popen[bytes] | None = None
+        self._owner: httpx.Client | None = None
+
+    @property
+    def owner(self) -> httpx.Client:
+        """The REST API as its owner; made once, for a client costs more than a call."""
+        if self._owner is None:
+            self._owner = self.client()
+        return self._owner
 
     def start(self, *, ready: bool = True) -> "Server":
         command = [
@@ -167,15 +147,19 @@ class Server:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=20, verify=False)
 
     def get(self, path: str, **query: Any) -> Any:
-        with self.client() as client:
-            return client.get(path, params=query).raise_for_status().json()
+        return self.owner.get(path, params=query).raise_for_status().json()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        page = self.owner.get(self.metrics_url).raise_for_status().text
+        samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
     def interception(self, interception_id: str) -> dict[str, Any]:
         """Everything recorded of an interception, once its end has arrived in the database."""
 
         def ended() -> dict[str, Any] | None:
-            with self.client() as client:
-                answer = client.get(f"/api/v2/ai-gateway/interceptions/{interception_id}")
+            answer = self.owner.get(f"/api/v2/ai-gateway/interceptions/{interception_id}")
             if answer.status_code != 200:
                 return None
             found: dict[str, Any] = answer.json()
@@ -197,13 +181,12 @@ class Server:
 
     def new_token(self, username: str, **fields: Any) -> str:
         """A token of a user, who is made if need be."""
-        with self.client() as client:
-            made = client.post("/api/v2/users", json={"username": username, "role": "member", **fields})
-            assert made.status_code in (201, 409), made.text
-            answer = client.post("/api/v2/tokens", json={"name": f"t-{secrets.token_hex(4)}", "user": username})
-            assert answer.status_code == 201, answer.text
-            token: str = answer.json()["token"]
-            return token
+        made = self.owner.post("/api/v2/users", json={"username": username, "role": "member", **fields})
+        assert made.status_code in (201, 409), made.text
+        answer = self.owner.post("/api/v2/tokens", json={"name": f"t-{secrets.token_hex(4)}", "user": username})
+        assert answer.status_code == 201, answer.text
+        token: str = answer.json()["token"]
+        return token
 
     def tail(self, lines: int = 60) -> str:
         if not self.log.exists():
@@ -263,9 +246,8 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProvider]:
-    provider = FakeProvider(tmp_path_factory.mktemp("fake"))
-    yield provider
-    provider.stop()
+    with fake_provider(directory=tmp_path_factory.mktemp("fake")) as provider:
+        yield provider
 
 
 @pytest.fixture(scope="session")
@@ -299,6 +281,5 @@ def start_server() -> Iterator[StartServer]:
 @pytest.fixture
 def own_fake(tmp_path: Path) -> Iterator[FakeProvider]:
     """A fake provider of one test, whose ledger nobody else writes to."""
-    provider = FakeProvider(tmp_path)
-    yield provider
-    provider.stop()
+    with fake_provider(directory=tmp_path) as provider:
+        yield provider
