@@ -1,8 +1,8 @@
 import pytest
 
 from ostiary.core.records import ErrorType
-from ostiary.wire.errors import classify, clip, read_error
-from ostiary.wire.facts import Format, ProviderError
+from ostiary.wire.errors import classify, read_error
+from ostiary.wire.facts import Format, ProviderError, clip
 
 
 @pytest.mark.parametrize(

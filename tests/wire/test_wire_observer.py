@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ostiary.wire.facts import MAX_FACT_BYTES, Format, ResponseFacts
+from ostiary.wire.budget import MAX_FACT_BYTES
+from ostiary.wire.facts import Format, ResponseFacts
 from ostiary.wire.formats import observer_for
 from ostiary.wire.observer import COMPACT_EVERY, MAX_HELD, BodyObserver, StreamObserver
 from tests.support.wire_streams import JSON, SSE, Json, observe, sse
@@ -133,11 +134,46 @@ def test_facts_are_bounded_and_the_cut_is_marked() -> None:
     count = MAX_FACT_BYTES // 65_536 + 10
     stream = sse([("content_block_start", start), *[delta] * count]) + ending("messages")
     facts = observe("messages", stream)
-    assert len(facts.tool_calls[0].input) == MAX_FACT_BYTES
+    assert MAX_FACT_BYTES - 70_000 < len(facts.tool_calls[0].input) <= MAX_FACT_BYTES
     assert facts.tool_calls[0].truncated
     assert facts.unparsed
     assert facts.usage is not None
     assert facts.complete
+
+
+def entries(format_: Format, count: int) -> bytes:
+    match format_:
+        case "messages":
+            block = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
+            events = [{"type": "content_block_start", "index": i, "content_block": block} for i in range(count)]
+        case "responses":
+            item = {"type": "function_call", "name": "n", "arguments": "{}"}
+            events = [{"type": "response.output_item.done", "output_index": i, "item": item} for i in range(count)]
+        case _:
+            tools = [{"index": i, "id": "t", "function": {"name": "n", "arguments": "{}"}} for i in range(count)]
+            events = [{"choices": [{"index": 0, "delta": {"tool_calls": [tool]}}]} for tool in tools]
+    return sse(events)
+
+
+@every_format
+def test_entries_are_bounded_and_the_usage_behind_them_is_read(format_: Format) -> None:
+    stream = entries(format_, 20_000) + ending(format_)
+    cuts = range(0, len(stream), COMPACT_EVERY)
+    facts = observe(format_, stream, cuts=cuts, compact_at=range(len(cuts) + 1))
+    assert 4000 < len(facts.tool_calls) <= 4096
+    assert facts.unparsed
+    assert facts.usage is not None
+    assert facts.usage.output_tokens == 77
+
+
+def test_what_is_kept_of_a_body_is_bounded_too() -> None:
+    big = {"type": "tool_use", "id": "a", "name": "W", "input": {"text": "x" * (MAX_FACT_BYTES + 1)}}
+    small = {"type": "tool_use", "id": "b", "name": "W", "input": {}}
+    body = {"id": "id_1", "content": [small, big], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    facts = observe("messages", json.dumps(body).encode(), content_type=JSON)
+    assert [call.tool_call_id for call in facts.tool_calls] == ["b"]
+    assert facts.unparsed
+    assert facts.usage is not None
 
 
 @pytest.mark.parametrize(

@@ -12,5 +12,6 @@
 `include_usage`        the one edit of chat requests, and the filter that hides what it causes
 
 Beneath them: `sse` (events cut at their boundaries), `events` (a block of events to structs in one pass), `lenient` (decoding
-that takes what fits), `request` (what request readers share), `usage` (token numbers of each API in one shape).
+that takes what fits), `request` (what request readers share), `usage` (token numbers of each API in one shape), `budget` (how
+much of one answer is kept).
 """

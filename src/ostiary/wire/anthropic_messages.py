@@ -15,8 +15,9 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
+from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, positions
-from .facts import MAX_FACT_BYTES, Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall
+from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
 from .request import Message, Part, Request, backwards, decode_request, joined_text, last_text
 from .usage import MessagesUsage
@@ -127,40 +128,21 @@ _answer: Final = LenientDecoder(_Answer)
 _events: Final = EventDecoder(_Event, b"\n\nevent: content_block_delta\ndata: ")
 
 
-def _provider_error(error: _Error) -> ProviderError:
-    return ProviderError(error.type or "", error.message or "")
-
-
 def read_body(body: bytes, content: Content = "prompts") -> ResponseFacts:
     """Of a blocking answer, or of an error's body."""
     answer = _answer.decode(body)
     if answer is None:
         return ResponseFacts(unparsed=True, problem="the answer is not a JSON object")
-    usage = MessagesUsage()
-    usage.report(answer.usage)
-    blocks = answer.content or []
-    calls: list[ToolCall] = []
-    thoughts: list[Thought] = []
-    if content != "none":
-        cut = (answer.stop_reason or "") not in _WHOLE_ENDINGS
-        for block in blocks:
-            if block.type in _TOOLS:
-                # The input of a blocking answer is always whole JSON: that it was cut shows only in the stop reason.
-                truncated = cut and block is blocks[-1]
-                calls.append(ToolCall(block.name or "", text_of(block.input), block.id or "", truncated=truncated))
-            elif block.type == "thinking" and block.thinking:
-                thoughts.append(Thought(block.thinking))
-    return ResponseFacts(
-        response_id=answer.id or "",
-        model=answer.model or "",
-        usage=usage.usage(),
-        tool_calls=tuple(calls),
-        thoughts=tuple(thoughts),
-        finish_reason=answer.stop_reason or "",
-        error=_provider_error(answer.error) if answer.error is not None else None,
-        output_text="".join(block.text or "" for block in blocks) if content == "full" else "",
-        complete=answer.error is None,
-    )
+    seen = _Seen(content)
+    seen.message(answer)
+    for index, block in enumerate(answer.content or ()):
+        seen.open(index, block)
+        seen.close(index)
+    if answer.error is not None:
+        seen.fail(answer.error)
+    else:
+        seen.complete = True
+    return seen.facts()
 
 
 class _OpenBlock:
@@ -173,114 +155,112 @@ class _OpenBlock:
         self.id = start.id or ""
         self.name = start.name or ""
         self.initial = text_of(start.input)
-        first = start.thinking or start.text
-        self.parts: list[str] = [first] if first else []
+        self.parts: list[str] = []
         self.ended = False
         self.over_budget = False
 
-    def tool_call(self, may_be_cut: bool) -> ToolCall:
+    def tool_call(self, *, may_be_cut: bool) -> ToolCall:
         sent = "".join(self.parts)
         whole = self.ended and not may_be_cut
         truncated = self.over_budget or not (whole or is_json(sent))
-        # Without a delta the input stands in `content_block_start`: `{}`, or all of it with some servers.
+        # Without a delta the input stands where the block begins: `{}` in a stream, or all of it. The input of a blocking
+        # answer is always whole JSON: that the limit cut it shows only in the stop reason.
         return ToolCall(self.name, sent or self.initial, self.id, truncated=truncated)
 
 
-class StreamReader:
-    """Facts of a stream. `observer.StreamReader`."""
+class _Seen:
+    """What the events so far said."""
 
-    noise: tuple[bytes, ...] = (b"_tool_result",)
-
-    def __init__(self, content: Content = "prompts") -> None:
+    def __init__(self, content: Content) -> None:
         self._content = content
         self._usage = MessagesUsage()
         self._blocks: list[_OpenBlock] = []
         self._by_index: dict[int | None, _OpenBlock] = {}
-        self._budget = MAX_FACT_BYTES
+        self._budget = Budget()
         self._id = ""
         self._model = ""
         self._stop_reason = ""
         self._error: ProviderError | None = None
-        self._complete = False
-        self._problem = ""
+        self.open_facts = 0
+        """Blocks that have not ended and are no text."""
+        self.complete = False
+        self.problem = ""
 
-    def read(self, block: bytes) -> None:
-        """Take whole events, with LF line ends."""
-        if len(block) < _SMALL or self._content == "full":
-            self._apply(block)
-            return
-        starts = [event_start(block, at) for at in positions(block, b'"content_block_start"')]
-        for begin, end in pairwise((0, *starts, len(block))):
-            if begin < end:
-                self._apply(block[self._skip(block, begin, end, opens_block=begin in starts) : end])
-
-    def _skip(self, block: bytes, begin: int, end: int, *, opens_block: bool) -> int:
-        """From where on the events between two `content_block_start`s can hold facts. Takes the opening one of a text."""
-        if opens_block and self._content != "none":
-            opening = event_end(block, begin)
-            if block.find(b'"text"', begin, opening) < 0:
-                return begin
-            self._apply(block[begin:opening])
-            begin = opening
-        if self._content == "none" or all(held.ended or held.kind == "text" for held in self._blocks):
-            # No block is open whose deltas are facts: only what follows the last delta can be one.
-            last = block.rfind(b'"content_block_delta"', begin, end)
-            return begin if last < 0 else event_end(block, last)
-        return begin
-
-    def _apply(self, block: bytes) -> None:
+    def events(self, events: list[_Event | None]) -> None:
         blocks = self._by_index
+        budget = self._budget
         full = self._content == "full"
-        for event in _events.decode(block):
+        for event in events:
             if event is None:
-                self._problem = "an event is not a JSON object"
+                self.problem = "an event is not a JSON object"
                 continue
             delta = event.delta
             if delta is not None and (text := delta.partial_json or delta.thinking or (delta.text if full else None)):
                 # Some servers send text under the index of a tool call that is still open: it is no part of the input.
                 if (found := blocks.get(event.index)) is not None and (delta.text is None or found.kind == "text"):
-                    self._budget -= len(text)
-                    if self._budget >= 0:
+                    budget.left -= len(text)  # `_add`, for every delta
+                    if budget.left >= 0:
                         found.parts.append(text)
                     else:
                         found.over_budget = True
-                        self._problem = "more text than is kept of one answer"
             elif event.type == "content_block_start" and event.content_block is not None:
-                opened = blocks[event.index] = _OpenBlock(event.content_block)
-                self._blocks.append(opened)
+                self.open(event.index, event.content_block)
             elif event.type == "content_block_stop":
-                if event.index in blocks:
-                    blocks[event.index].ended = True
+                self.close(event.index)
             else:
-                self._apply_message_event(event)
+                self._message_event(event)
 
-    def _apply_message_event(self, event: _Event) -> None:
+    def open(self, index: int | None, start: _Block) -> None:
+        if self._content == "none":
+            return
+        block = self._by_index[index] = _OpenBlock(start)
+        if block.kind != "text":
+            self.open_facts += 1
+        if self._budget.entry(len(block.id) + len(block.name) + len(block.initial)):
+            self._blocks.append(block)
+        if text := start.thinking or (start.text if self._content == "full" else None):
+            self._add(block, text)
+
+    def _add(self, block: _OpenBlock, text: str) -> None:
+        if self._budget.text(len(text)):
+            block.parts.append(text)
+        else:
+            block.over_budget = True
+
+    def close(self, index: int | None) -> None:
+        block = self._by_index.pop(index, None)
+        if block is not None:
+            block.ended = True
+            if block.kind != "text":
+                self.open_facts -= 1
+
+    def _message_event(self, event: _Event) -> None:
         if event.type == "message_start" and event.message is not None:
-            self._id = event.message.id or ""
-            self._model = event.message.model or ""
-            self._stop_reason = event.message.stop_reason or ""
-            self._usage.report(event.message.usage)
+            self.message(event.message)
         elif event.type == "message_delta":
             self._usage.report(event.usage)
             if event.delta is not None and event.delta.stop_reason:
                 self._stop_reason = event.delta.stop_reason
         elif event.type == "message_stop":
-            self._complete = True
+            self.complete = True
         elif event.error is not None:
-            self._error = _provider_error(event.error)
+            self.fail(event.error)
+
+    def message(self, message: _Answer) -> None:
+        self._id = message.id or ""
+        self._model = message.model or ""
+        self._stop_reason = message.stop_reason or ""
+        self._usage.report(message.usage)
+
+    def fail(self, error: _Error) -> None:
+        self._error = provider_error(error.type, error.message)
 
     def facts(self) -> ResponseFacts:
-        """What was read so far."""
-        calls: list[ToolCall] = []
-        thoughts: list[Thought] = []
-        if self._content != "none":
-            cut = self._stop_reason not in _WHOLE_ENDINGS
-            for block in self._blocks:
-                if block.kind in _TOOLS:
-                    calls.append(block.tool_call(may_be_cut=cut and block is self._blocks[-1]))
-                elif block.kind == "thinking" and block.parts:
-                    thoughts.append(Thought("".join(block.parts)))
-        text = "".join("".join(block.parts) for block in self._blocks if block.kind == "text")
+        blocks = self._blocks
+        cut = self._stop_reason not in _WHOLE_ENDINGS
+        calls = [b.tool_call(may_be_cut=cut and b is blocks[-1]) for b in blocks if b.kind in _TOOLS]
+        thoughts = [Thought("".join(b.parts)) for b in blocks if b.kind == "thinking" and b.parts]
+        problem = self.problem or (PROBLEM if self._budget.exceeded else "")
         return ResponseFacts(
             response_id=self._id,
             model=self._model,
@@ -289,8 +269,48 @@ class StreamReader:
             thoughts=tuple(thoughts),
             finish_reason=self._stop_reason,
             error=self._error,
-            output_text=text if self._content == "full" else "",
-            unparsed=bool(self._problem),
-            problem=self._problem,
-            complete=self._complete,
+            output_text="".join(part for b in blocks if b.kind == "text" for part in b.parts),
+            unparsed=bool(problem),
+            problem=problem,
+            complete=self.complete,
         )
+
+
+class StreamReader:
+    """Facts of a stream. `observer.StreamReader`."""
+
+    noise: tuple[bytes, ...] = ()
+
+    def __init__(self, content: Content = "prompts") -> None:
+        self._content = content
+        self._seen = _Seen(content)
+        self.facts = self._seen.facts
+
+    def read(self, block: bytes) -> None:
+        """Take whole events, with LF line ends."""
+        if len(block) < _SMALL or self._content == "full":
+            self._apply(block)
+            return
+        starts = [event_start(block, at) for at in positions(block, b'"content_block_start"')]
+        self._run(block, 0, starts[0] if starts else len(block))
+        for begin, end in pairwise((*starts, len(block))):
+            if self._content != "none":
+                opening = event_end(block, begin)
+                if block.find(b'"text"', begin, opening) < 0:
+                    self._apply(block[begin:end])
+                    continue
+                self._apply(block[begin:opening])
+                begin = opening
+            self._run(block, begin, end)
+
+    def _run(self, block: bytes, begin: int, end: int) -> None:
+        """Take what can be a fact of the events up to the next `content_block_start`."""
+        if self._content == "none" or not self._seen.open_facts:
+            # No block is open whose deltas are facts: only what follows the last delta can be one.
+            last = block.rfind(b'"content_block_delta"', begin, end)
+            begin = begin if last < 0 else event_end(block, last)
+        if begin < end:
+            self._apply(block[begin:end])
+
+    def _apply(self, block: bytes) -> None:
+        self._seen.events(_events.decode(block))

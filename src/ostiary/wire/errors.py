@@ -8,11 +8,9 @@ Rules
 
 from typing import Final
 
-import msgspec
+from ostiary.core.records import ErrorType
 
-from ostiary.core.records import MAX_ERROR_MESSAGE, ErrorType
-
-from .facts import Format, ProviderError
+from .facts import Format, ProviderError, clip
 from .formats import read_body
 
 _TELLING: Final[dict[str, ErrorType]] = {
@@ -74,11 +72,5 @@ def read_error(format: Format, content_type: bytes, body: bytes) -> ProviderErro
             error = None
     if error is None:
         plain = media_type in (b"", b"text/plain")
-        error = ProviderError(message=body.decode("utf-8", "replace").strip() if plain else "")
-    return msgspec.structs.replace(error, message=clip(error.message))
-
-
-def clip(message: str, limit: int = MAX_ERROR_MESSAGE) -> str:
-    """A message in at most so many bytes of UTF-8."""
-    encoded = message.encode("utf-8", "replace")
-    return message if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore")
+        error = ProviderError(message=clip(body.decode("utf-8", "replace").strip()) if plain else "")
+    return error

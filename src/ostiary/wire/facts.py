@@ -6,9 +6,11 @@ Rules
 - A missing fact is an empty value or None, never a guess.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
+
+from ostiary.core.records import MAX_ERROR_MESSAGE
 
 Format = Literal["chat_completions", "responses", "messages"]
 """OpenAI Chat Completions, OpenAI Responses, Anthropic Messages."""
@@ -17,9 +19,6 @@ Content = Literal["none", "prompts", "full"]
 """`record_content` (design §5): usage only; also prompt, tool calls, thoughts; also output text and tool results."""
 
 ThoughtSource = Literal["thinking", "reasoning_summary", "commentary"]
-
-MAX_FACT_BYTES: Final = 4 * 1024 * 1024
-"""Text an observer collects of one answer: tool inputs, thoughts, output text. What is beyond is cut and marked."""
 
 
 class RequestError(ValueError):
@@ -87,6 +86,19 @@ class ProviderError(Struct, frozen=True):
     type: str = ""
     message: str = ""
     code: str = ""
+
+
+def provider_error(kind: str | None, message: str | None, code: str | int | None = None) -> ProviderError:
+    """What was sent of an error, its texts cut to what a record keeps."""
+    return ProviderError(clip(kind or "", 256), clip(message or ""), clip("" if code is None else str(code), 256))
+
+
+def clip(text: str, limit: int = MAX_ERROR_MESSAGE) -> str:
+    """A text in at most so many bytes of UTF-8."""
+    if len(text) * 4 <= limit:
+        return text
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore")
 
 
 class ResponseFacts(Struct, frozen=True):

@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from .budget import PROBLEM, Budget
 from .events import DONE, EventDecoder, event_end, event_start, first_position, last_events, positions
-from .facts import MAX_FACT_BYTES, Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage
+from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .include_usage import UsageChunkFilter, splice_include_usage
 from .lenient import NO_RAW, LenientDecoder, is_json
 from .request import PartList, Request, backwards, decode_request, last_text, texts
@@ -204,7 +205,7 @@ class _Seen:
     def __init__(self, content: Content) -> None:
         self._content = content
         self._choices: dict[int, _OpenChoice] = {}
-        self._budget = MAX_FACT_BYTES
+        self._budget = Budget()
         self._id = ""
         self._model = ""
         self._service_tier = ""
@@ -227,6 +228,8 @@ class _Seen:
         for choice in chunk.choices or ():
             seen = self._choices.get(choice.index or 0)
             if seen is None:
+                if not self._budget.entry():
+                    break
                 seen = self._choices[choice.index or 0] = _OpenChoice()
             if choice.finish_reason:
                 seen.finish_reason = choice.finish_reason
@@ -256,15 +259,18 @@ class _Seen:
             return
         call = seen.by_index.get(tool.index) if tool.index is not None and not name else None
         if call is None:
+            known = len(seen.calls)
             call = seen.call_of(tool.index, tool.id or "", name or "")
             call.custom = call.custom or custom is not None
+            if len(seen.calls) > known and not self._budget.entry(len(call.id) + len(call.name)):
+                seen.calls.pop()
         if sent and not self._keep(call.parts, sent):
             call.over_budget = True
 
     def _keep(self, parts: list[str], text: str) -> bool:
-        self._budget -= len(text)
-        if self._budget < 0:
-            self.problem = "more text than is kept of one answer"
+        budget = self._budget
+        budget.left -= len(text)
+        if budget.left < 0:
             return False
         parts.append(text)
         return True
@@ -272,6 +278,7 @@ class _Seen:
     def facts(self, *, complete: bool) -> ResponseFacts:
         choices = [self._choices[index] for index in sorted(self._choices)]
         usage: Usage | None = chat_usage(self.usage, self._service_tier) if self.usage else None
+        problem = self.problem or (PROBLEM if self._budget.exceeded else "")
         return ResponseFacts(
             response_id=self._id,
             model=self._model,
@@ -281,8 +288,8 @@ class _Seen:
             finish_reason=next((choice.finish_reason for choice in choices if choice.finish_reason), ""),
             error=self._error,
             output_text="\n".join("".join(choice.text) for choice in choices if choice.text),
-            unparsed=bool(self.problem),
-            problem=self.problem,
+            unparsed=bool(problem),
+            problem=problem,
             complete=complete,
         )
 
@@ -292,8 +299,8 @@ _NULL: Final = Raw(b"null")
 
 def _provider_error(error: _Error | str) -> ProviderError:
     if isinstance(error, str):
-        return ProviderError(message=error)
-    return ProviderError(error.type or "", error.message or "", "" if error.code is None else str(error.code))
+        return provider_error(None, error)
+    return provider_error(error.type, error.message, error.code)
 
 
 class StreamReader:

@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, event_starts, last_events, positions
-from .facts import MAX_FACT_BYTES, Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage
+from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
 from .request import Message, PartList, Request, backwards, decode_request, joined_text, message, texts
 from .usage import responses_usage
@@ -235,7 +236,7 @@ class _Seen:
     def __init__(self, content: Content) -> None:
         self._content = content
         self.items: dict[int | str, _OpenItem] = {}
-        self._budget = MAX_FACT_BYTES
+        self._budget = Budget()
         self._usage = NO_RAW
         self.model = ""
         self._service_tier = ""
@@ -288,22 +289,27 @@ class _Seen:
         key = index if index is not None else item.id or len(self.items)
         held = self.items.get(key)
         if held is None:
+            if not self._budget.entry(len(item.id or "") + len(item.call_id or "") + len(item.name or "")):
+                return
             held = self.items[key] = _OpenItem(item)
-        if not ended:
-            return
-        held.close(item)
-        self._budget -= sum(len(memoryview(getattr(item, name))) for name in _INPUTS)
-        if self._budget < 0:
-            held.over_budget = True
-            held.item = msgspec.structs.replace(item, **dict.fromkeys(_INPUTS, NO_RAW))
-            self.problem = "more text than is kept of one answer"
+        if ended:
+            held.close(self._within_budget(held, item))
+
+    def _within_budget(self, held: _OpenItem, item: _Item) -> _Item:
+        size = sum(len(memoryview(getattr(item, name))) for name in _INPUTS)
+        size += sum(len(part.text or "") for part in item.summary or ())
+        size += sum(map(len, texts(item.content, "output_text", "reasoning_text", "text")))
+        if self._budget.text(size):
+            return item
+        held.over_budget = True
+        return _Item(item.type, item.id, item.call_id, item.name, item.status)
 
     def _take_error(self, error: _Error | str) -> None:
         if isinstance(error, str):
-            self._error = ProviderError(message=error)
+            self._error = provider_error(None, error)
         else:
-            code = "" if error.code is None else str(error.code)
-            self._error = ProviderError(error.type or code, error.message or "", code)
+            code = None if error.code is None else str(error.code)
+            self._error = provider_error(error.type or code, error.message, code)
 
     def open_items(self) -> list[int | str]:
         """Keys of the items whose deltas are facts."""
@@ -322,10 +328,8 @@ class _Seen:
             return
         kind = event.type or ""
         if event.delta and kind.endswith(".delta"):
-            self._budget -= len(event.delta)
-            if self._budget < 0:
+            if not self._budget.text(len(event.delta)):
                 held.over_budget = True
-                self.problem = "more text than is kept of one answer"
             elif kind == "response.reasoning_summary_text.delta":
                 held.summaries.setdefault(event.summary_index or 0, []).append(event.delta)
             else:
@@ -338,6 +342,7 @@ class _Seen:
         items = [self.items[key] for key in sorted(self.items, key=lambda key: (isinstance(key, str), key))]
         limited = self.ended and self._finish_reason not in ("completed", "")
         usage: Usage | None = responses_usage(self._usage, self._service_tier) if self._usage else None
+        problem = self.problem or (PROBLEM if self._budget.exceeded else "")
         return ResponseFacts(
             response_id=self.id,
             model=self.model,
@@ -349,8 +354,8 @@ class _Seen:
             finish_reason=self._finish_reason,
             error=self._error,
             output_text="\n".join(t for held in items for t in held.texts()) if self._content == "full" else "",
-            unparsed=bool(self.problem),
-            problem=self.problem,
+            unparsed=bool(problem),
+            problem=problem,
             complete=complete,
         )
 
