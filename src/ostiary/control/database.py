@@ -20,6 +20,9 @@ from ostiary.core.secret import Secret
 MINIMUM_VERSION: Final = 14
 """The oldest PostgreSQL major version that is supported."""
 
+COMMAND_TIMEOUT: Final = 120.0
+"""Far beyond any statement of ours: what takes longer is waiting for a peer that has gone."""
+
 _CONNECT_TIMEOUT: Final = 5.0
 _POOL_TIMEOUT: Final = 10.0
 
@@ -48,16 +51,19 @@ class DatabaseUnusableError(Exception):
     """The database or its URL cannot be used until somebody changes something; the text says what."""
 
 
-async def connect(url: Secret, *, pool_size: int = 10) -> AsyncEngine:
+async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT) -> AsyncEngine:
     """An engine on `url` (postgres://, postgresql:// or postgresql+asyncpg://) that has connected once.
 
-    Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
+    `command_timeout`: seconds that any one statement may take. Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
     """
     dsn = _dsn(url)
 
     async def open_connection() -> Any:  # Any: asyncpg is untyped
         return await asyncpg.connect(
-            dsn.reveal(), timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "ostiary-control"}
+            dsn.reveal(),
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=command_timeout,
+            server_settings={"application_name": "ostiary-control"},
         )
 
     engine = create_async_engine(

@@ -76,10 +76,9 @@ async def _follow(supervision: Supervision, drain: asyncio.Event, cut: asyncio.E
 
 
 async def _start(settings: ControlSettings, supervision: Supervision) -> ControlPlane:
+    await _migrate(settings)
     engine = await _connect(settings)
     try:
-        with _step("migrate the database"):
-            await migrate(engine)
         await partitions.try_make_ahead(engine)
         with _step("open the vault"):
             opened = await vault.open_vault(engine, settings)
@@ -94,12 +93,22 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
     return ControlPlane(engine, settings, opened)
 
 
-async def _connect(settings: ControlSettings) -> AsyncEngine:
+async def _migrate(settings: ControlSettings) -> None:
+    # an index on a year of records takes the time it takes
+    engine = await _connect(settings, pool_size=1, command_timeout=None)
+    try:
+        with _step("migrate the database"):
+            await migrate(engine)
+    finally:
+        await engine.dispose()
+
+
+async def _connect(settings: ControlSettings, **options: Any) -> AsyncEngine:  # Any: options of `database.connect`
     loop = asyncio.get_running_loop()
     deadline, pause, told = loop.time() + CONNECT_PATIENCE, _FIRST_PAUSE, ""
     while True:
         try:
-            return await database.connect(settings.database_url)
+            return await database.connect(settings.database_url, **options)
         except database.DatabaseUnusableError as exc:
             raise StartError(str(exc)) from exc
         except database.DatabaseUnavailableError as exc:
