@@ -357,6 +357,10 @@ def test_an_error_within_the_stream_is_read(members: Json, expected: ProviderErr
     assert not facts.complete
 
 
+def test_comments_behind_the_terminal_event_are_no_hindrance() -> None:
+    assert observe("responses", FULL + b": keep-alive\n\n" * 20) == observe("responses", FULL)
+
+
 def test_done_behind_the_terminal_event_is_no_hindrance() -> None:
     assert observe("responses", FULL + b"data: [DONE]\n\n") == observe("responses", FULL)
 

@@ -7,7 +7,6 @@ Rules
 - Nothing here encodes: bytes are forwarded as they came.
 """
 
-import io
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -214,11 +213,12 @@ class _Zstd:
         yield from pieces
 
 
-class _Sink(io.RawIOBase):
+class _Sink:
     """Where the zstd decoder writes: the one of its interfaces that stops in the middle of an input."""
 
+    __slots__ = ("_bound", "pieces")
+
     def __init__(self, bound: _Bound) -> None:
-        super().__init__()
         self._bound = bound
         self.pieces: list[bytes] = []
 

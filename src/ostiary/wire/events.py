@@ -123,21 +123,13 @@ def event_end(block: bytes, at: int) -> int:
 
 
 def last_events(block: bytes, count: int) -> int:
-    """Where the last `count` events begin."""
-    at = _before_newlines(block, len(block))
-    while (at := block.rfind(b"\n", 0, at)) > 0:
-        if block.startswith(b"\n", at - 1):
-            start, at = at + 1, _before_newlines(block, at)
-            count -= 1
-            if not count:
-                return start
-    return 0
-
-
-def _before_newlines(block: bytes, end: int) -> int:
-    while end and block.startswith(b"\n", end - 1):
-        end -= 1
-    return end
+    """Where the last `count` events with data begin."""
+    at = len(block)
+    for _ in range(count):
+        at = block.rfind(b"\ndata:", 0, at)
+        if at < 0:
+            return 0
+    return event_start(block, at + 1)
 
 
 def event_starts(block: bytes, begin: int) -> Iterator[int]:
