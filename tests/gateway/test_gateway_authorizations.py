@@ -104,6 +104,15 @@ def test_a_known_token_serves_through_an_outage_until_the_grace_ends():
     assert answer.reason == "database down"
 
 
+def test_the_grace_counts_from_the_control_planes_word_not_from_the_links():
+    play = Play(grace=100.0)
+    play.tell(identity=ALICE, ttl=5.0, age=90.0)
+    play.now += 11
+    play.ask()
+    play.tell(unavailable="database down")
+    assert isinstance(play.answers.pop(), Unavailable)
+
+
 def test_an_unknown_token_in_an_outage_is_unavailable_not_refused():
     play = Play()
     play.ask()

@@ -36,9 +36,9 @@ Answer = Identity | Refusal | Unavailable
 class _Entry:
     __slots__ = ("confirmed_at", "fresh_until", "identity", "refresh_at")
 
-    def __init__(self, identity: Identity, now: float, ttl: float) -> None:
+    def __init__(self, identity: Identity, now: float, ttl: float, age: float) -> None:
         self.identity = identity
-        self.confirmed_at = now
+        self.confirmed_at = now - age
         self.fresh_until = now + ttl
         self.refresh_at = now + ttl / 2
 
@@ -106,7 +106,7 @@ class Authorizations:
             self._known.pop(digest, None)
             if len(self._known) >= _KNOWN_MAX:
                 self._known.pop(next(iter(self._known)))
-            self._known[digest] = _Entry(message.identity, self._clock(), message.ttl)
+            self._known[digest] = _Entry(message.identity, self._clock(), message.ttl, message.age)
             self._refused.pop(digest, None)
             answer = message.identity
         elif message.refusal is not None:

@@ -13,6 +13,7 @@ from ostiary.core.messages import (
     FrameReader,
     LinkMessage,
     MachineState,
+    Serving,
     Snapshot,
     WorkerHello,
     WorkerMessage,
@@ -54,6 +55,9 @@ class LinkChannel:
             previous.transport.abort()
             self.worker.authorizations.link_lost()
         self.send(self._hello)
+        snapshot = self.worker.snapshot
+        if snapshot is not None:
+            self.send(Serving(snapshot.revision, snapshot.errors))
 
     def lost(self, link: "_LinkSocket") -> None:
         if self._current is link:
