@@ -67,6 +67,6 @@ def _try_it(url: str, provider: str, token: str) -> str:
         "  try it\n"
         f"    curl -N {url}/api/v2/ai-gateway/{provider}/v1/chat/completions \\\n"
         f'      -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\\n'
-        """      -d '{"model": "gpt-5-mini", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'\n"""
+        """      -d '{"model": "gpt-5.4-mini", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'\n"""
         f'    curl {url}/api/v2/ai-gateway/interceptions -H "Authorization: Bearer {token}"'
     )
