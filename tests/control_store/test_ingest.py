@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import asyncpg
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ostiary.control import database
-from ostiary.control.ingest import Ack, Ingest, SequenceGapError
+from ostiary.control.ingest import Ack, Ingest, SequenceGapError, link_recent_orphans
 from ostiary.core.ids import new_id
 from ostiary.core.records import Prompt, Record, TokenUsage, ToolUsage, WorkerGone, encode_record
 from ostiary.core.secret import Secret
@@ -342,7 +343,9 @@ async def threads(desk: Desk, *interceptions: Any) -> list[tuple[int | None, int
     place: dict[str | None, int | None] = {one.id: n for n, one in enumerate(interceptions)}
     place[None] = None
     rows = await desk.rows(
-        "SELECT id::text, thread_parent_id::text AS parent, thread_root_id::text AS root, session_id FROM interceptions"
+        "SELECT id::text, thread_parent_id::text AS parent, thread_root_id::text AS root, session_id "
+        "FROM interceptions WHERE id = ANY($1::uuid[])",
+        [one.id for one in interceptions],
     )
     found = {row["id"]: (place[row["parent"]], place[row["root"]], row["session_id"]) for row in rows}
     return [found[one.id] for one in interceptions]
@@ -406,6 +409,29 @@ def test_parents_that_are_recorded_after_their_children_are_found_late(
     play(database_url, script)
 
 
+@pytest.mark.parametrize("again", ["the batch comes again", "the control plane starts"])
+def test_a_link_missed_when_an_answer_was_lost_is_made_later(database_url: Secret, again: str) -> None:
+    """The control plane died between its commit and the look for late parents."""
+
+    async def script(desk: Desk) -> None:
+        (parent, child), (parent_end, _) = chain(2)
+        await desk.store(new_id(), 1, child)
+        journal = new_id()
+        await desk.store(journal, 1, parent, parent_end)
+        await desk.db.execute(
+            "UPDATE interceptions SET thread_parent_id = NULL, thread_root_id = NULL, session_id = id::text"
+        )
+        if again == "the batch comes again":
+            await desk.store(journal, 1, parent, parent_end, start())
+        else:
+            engine = await database.connect(desk.url)
+            assert await link_recent_orphans(engine, datetime.now(UTC)) == 1
+            await engine.dispose()
+        assert (await threads(desk, parent, child))[1] == (0, 0, parent.id)
+
+    play(database_url, script)
+
+
 def test_batches_stored_at_once_still_make_one_thread(database_url: Secret) -> None:
     async def script(desk: Desk) -> None:
         second = Ingest(await database.connect(desk.url))
@@ -418,19 +444,9 @@ def test_batches_stored_at_once_still_make_one_thread(database_url: Secret) -> N
         for starts, _ in chains:
             root = starts[0].id
             expected = [(None, None, root), *((n, 0, root) for n in range(5))]
-            assert await threads_of(desk, starts) == expected
+            assert await threads(desk, *starts) == expected
         assert await desk.count("interception_sessions") == 4
         await second._engine.dispose()
-
-    async def threads_of(desk: Desk, starts: list[Any]) -> list[tuple[int | None, int | None, str]]:
-        place: dict[str | None, int | None] = {one.id: n for n, one in enumerate(starts)}
-        place[None] = None
-        rows = await desk.rows(
-            "SELECT id::text, thread_parent_id::text AS p, thread_root_id::text AS r, session_id FROM interceptions "
-            "WHERE id = ANY($1::uuid[]) ORDER BY id",
-            [one.id for one in starts],
-        )
-        return [(place[row["p"]], place[row["r"]], row["session_id"]) for row in rows]
 
     play(database_url, script)
 

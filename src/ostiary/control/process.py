@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,6 +26,7 @@ from ostiary.core.supervision import Supervision
 
 from . import database, identity, partitions, seed, vault
 from .app import create_app
+from .ingest import link_recent_orphans
 from .state import ControlPlane
 from .store.migrate import migrate
 
@@ -57,7 +59,7 @@ async def run(boot: ControlBoot, fd: int, supervision: Supervision) -> int:
                 return 1
             if control is not None:
                 try:
-                    async with _running(partitions.keep_ahead(control.engine)):
+                    async with _running(_keep_house(control.engine)):
                         await _serve(create_app(control), listening, supervision, drain, cut)
                 finally:
                     await control.engine.dispose()
@@ -182,6 +184,14 @@ async def _serve(
     log.info("serving the control plane", address=str(listening.getsockname()))
     async with _running(stop()):
         await server.serve(sockets=[listening])
+
+
+async def _keep_house(engine: AsyncEngine) -> None:
+    try:
+        await link_recent_orphans(engine, datetime.now(UTC))
+    except database.DATABASE_ERRORS as exc:
+        log.warning("leaving recent orphans without parents", cause=database.cause(exc))
+    await partitions.keep_ahead(engine)
 
 
 # --- tasks

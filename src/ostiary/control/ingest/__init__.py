@@ -8,6 +8,7 @@
 `siem`        the `interception log` lines of what was stored
 """
 
+from .repair import link_recent_orphans
 from .store import Ack, Ingest, Rejected, SequenceGapError
 
-__all__ = ["Ack", "Ingest", "Rejected", "SequenceGapError"]
+__all__ = ["Ack", "Ingest", "Rejected", "SequenceGapError", "link_recent_orphans"]

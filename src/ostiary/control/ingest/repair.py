@@ -7,20 +7,23 @@ below a root that moves.
 """
 
 from collections.abc import Collection
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control.database import driver
 from ostiary.control.locks import Lock
+from ostiary.core.ids import first_id_at
 
 from . import statements as sql
 from .lineage import Link, repaired
 
 log = structlog.get_logger(__name__)
 
-_LIMITS = "SET LOCAL lock_timeout = '20s'; SET LOCAL statement_timeout = '50s'"
+RECENT: Final = timedelta(hours=1)
+_LIMITS: Final = "SET LOCAL lock_timeout = '20s'; SET LOCAL statement_timeout = '50s'"
 
 
 async def link_late_parents(engine: AsyncEngine, tool_calls: Collection[tuple[str, str]]) -> int:
@@ -43,6 +46,14 @@ async def link_late_parents(engine: AsyncEngine, tool_calls: Collection[tuple[st
                 await _apply(db, links)
     log.info("linking late parents", count=len(links))
     return len(links)
+
+
+async def link_recent_orphans(engine: AsyncEngine, now: datetime) -> int:
+    """The same for what was stored lately: for the end of a control plane between a commit and its look."""
+    since = first_id_at(int((now - RECENT).timestamp() * 1000))
+    async with engine.connect() as connection:
+        orphans = await (await driver(connection)).fetch(sql.FIND_ORPHANS, since)
+    return await link_late_parents(engine, [(row[0], row[1]) for row in orphans])
 
 
 async def _apply(db: Any, links: list[Link]) -> None:  # Any: asyncpg

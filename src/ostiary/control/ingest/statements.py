@@ -217,6 +217,12 @@ CROSS JOIN LATERAL (
 ) AS f
 """
 
+FIND_ORPHANS: Final = """
+SELECT correlating_tool_call_id, id::text FROM interceptions
+WHERE correlating_tool_call_id IS NOT NULL AND thread_parent_id IS NULL AND id >= $1
+ORDER BY id LIMIT 2000
+"""
+
 LINK_CHILDREN: Final = """
 UPDATE interceptions AS i
 SET thread_parent_id = u.parent, thread_root_id = u.root, session_id = coalesce(i.client_session_id, u.root::text)

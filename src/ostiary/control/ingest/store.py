@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control.database import cause, driver
 from ostiary.control.locks import Lock
-from ostiary.core.records import InterceptionEnd, InterceptionStart, WorkerGone, decode_record
+from ostiary.core.records import InterceptionEnd, InterceptionStart, Record, WorkerGone, decode_record
 
 from . import statements as sql
 from .lineage import Candidate, Link, Threads, ToolCalls, newer
@@ -138,56 +138,49 @@ class Ingest:
         if not payloads:
             async with self._engine.connect() as connection:
                 return Ack(await (await driver(connection)).fetchval(sql.ACKED_SEQ, journal_id) or 0, [])
-        frames, unreadable = _read(first_seq, payloads)
+        batch = _read(journal_id, first_seq, payloads)
         async with self._slots, asyncio.timeout(BATCH_TIMEOUT):
-            ack, outcome = await self._store_again_on_conflict(journal_id, first_seq, len(payloads), frames, unreadable)
+            ack, outcome = await self._store_again_on_conflict(batch)
             # before the answer: a batch whose answer was lost comes again, and with it this
             await link_late_parents(self._engine, outcome.tool_calls)
         self._tell(journal_id, outcome)
         return ack
 
-    async def _store_again_on_conflict(
-        self, journal_id: str, first_seq: int, count: int, frames: list[_Frame], unreadable: list[Rejected]
-    ) -> tuple[Ack, _Outcome]:
+    async def _store_again_on_conflict(self, batch: "_Batch") -> tuple[Ack, _Outcome]:
         careful = False
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return await self._store_once(journal_id, first_seq, count, frames, unreadable, careful)
+                return await self._store_once(batch, careful)
             except _RECORD_ERRORS:
                 careful = True
             except _TRY_AGAIN:
                 if attempt == _ATTEMPTS:
                     raise
-        return await self._store_once(journal_id, first_seq, count, frames, unreadable, careful)
+        return await self._store_once(batch, careful)
 
-    async def _store_once(
-        self,
-        journal_id: str,
-        first_seq: int,
-        count: int,
-        frames: list[_Frame],
-        unreadable: list[Rejected],
-        careful: bool,
-    ) -> tuple[Ack, _Outcome]:
+    async def _store_once(self, batch: "_Batch", careful: bool) -> tuple[Ack, _Outcome]:
         async with self._engine.connect() as connection:
             db = await driver(connection)
             async with db.transaction():
                 await db.execute(_LIMITS)
                 acked: int = (
-                    await db.fetchrow(sql.LOCK_JOURNAL, journal_id) or await db.fetchrow(sql.OPEN_JOURNAL, journal_id)
+                    await db.fetchrow(sql.LOCK_JOURNAL, batch.journal_id)
+                    or await db.fetchrow(sql.OPEN_JOURNAL, batch.journal_id)
                 )[0]
-                if first_seq > acked + 1:
-                    raise SequenceGapError(acked, first_seq)
-                last = first_seq + count - 1
-                if last <= acked:
-                    return Ack(acked, []), _again(frames)
-                outcome = _Outcome(rejected=[one for one in unreadable if one.seq > acked])
-                for run in _runs([frame for frame in frames if frame.seq > acked]):
-                    outcome.add(await self._store_run(db, journal_id, run, careful))
+                if batch.first_seq > acked + 1:
+                    raise SequenceGapError(acked, batch.first_seq)
+                outcome = _Outcome(
+                    rejected=[one for one in batch.unreadable if one.seq > acked],
+                    tool_calls=_tool_calls([frame for frame in batch.frames if frame.seq <= acked]),
+                )
+                if batch.last_seq <= acked:
+                    return Ack(acked, []), outcome
+                for run in _runs([frame for frame in batch.frames if frame.seq > acked]):
+                    outcome.add(await self._store_run(db, batch.journal_id, run, careful))
                 await self._add_facets(db, outcome.facets)
-                await _finish(db, journal_id, last, outcome)
+                await _finish(db, batch, outcome)
         self._remember(outcome.facets)
-        return Ack(last, sorted(outcome.rejected)), outcome
+        return Ack(batch.last_seq, sorted(outcome.rejected)), outcome
 
     async def _store_run(self, db: Any, journal_id: str, run: list[_Frame], careful: bool) -> _Outcome:  # Any: asyncpg
         if not careful:
@@ -225,25 +218,33 @@ class Ingest:
                 interception_log(record)
 
 
-def _read(first_seq: int, payloads: Sequence[bytes]) -> tuple[list[_Frame], list[Rejected]]:
-    """Frames as rows, and those that are none."""
-    frames: list[_Frame] = []
-    unreadable: list[Rejected] = []
+class _Batch(NamedTuple):
+    """A batch as rows, and those of its frames that are none."""
+
+    journal_id: str
+    first_seq: int
+    last_seq: int
+    frames: list[_Frame]
+    unreadable: list[Rejected]
+
+
+def _read(journal_id: str, first_seq: int, payloads: Sequence[bytes]) -> _Batch:
+    batch = _Batch(journal_id, first_seq, first_seq + len(payloads) - 1, [], [])
     for seq, payload in enumerate(payloads, start=first_seq):
         try:
-            record = decode_record(payload)
-            rows: StartRows | EndRows | WorkerGone
-            if isinstance(record, InterceptionStart):
-                rows = StartRows(record)
-            elif isinstance(record, InterceptionEnd):
-                rows = EndRows(record)
-            else:
-                moment(record.at, "at")
-                rows = record
-            frames.append(_Frame(seq, payload, rows))
+            batch.frames.append(_Frame(seq, payload, _rows(decode_record(payload))))
         except (msgspec.DecodeError, RecordError) as exc:
-            unreadable.append(Rejected(seq, clean(str(exc))[:300], payload))
-    return frames, unreadable
+            batch.unreadable.append(Rejected(seq, clean(str(exc))[:300], payload))
+    return batch
+
+
+def _rows(record: Record) -> StartRows | EndRows | WorkerGone:
+    if isinstance(record, InterceptionStart):
+        return StartRows(record)
+    if isinstance(record, InterceptionEnd):
+        return EndRows(record)
+    moment(record.at, "at")
+    return record
 
 
 def _runs(frames: list[_Frame]) -> list[list[_Frame]]:
@@ -257,22 +258,28 @@ def _runs(frames: list[_Frame]) -> list[list[_Frame]]:
     return [run for run in runs if run]
 
 
-def _again(frames: list[_Frame]) -> _Outcome:
-    """A batch that is stored already: only late parents are looked for once more."""
+def _tool_calls(stored: list[_Frame]) -> set[tuple[str, str]]:
+    """Of frames that are stored already: late parents are looked for once more."""
     calls: set[tuple[str, str]] = set()
-    for frame in frames:
+    for frame in stored:
         if isinstance(frame.rows, StartRows) and frame.rows.correlating_tool_call_id:
             calls.add((frame.rows.correlating_tool_call_id, frame.rows.record.id))
         elif isinstance(frame.rows, EndRows):
             calls.update((call, frame.rows.record.id) for call in frame.rows.tool_calls)
-    return _Outcome(tool_calls=calls)
+    return calls
 
 
-async def _finish(db: Any, journal_id: str, last: int, outcome: _Outcome) -> None:  # Any: asyncpg
+async def _finish(db: Any, batch: _Batch, outcome: _Outcome) -> None:  # Any: asyncpg
     if outcome.rejected:
-        await db.execute(sql.KEEP_REJECTED, journal_id, *_transposed(outcome.rejected))
+        await db.execute(sql.KEEP_REJECTED, batch.journal_id, *_transposed(outcome.rejected))
     await db.execute(
-        sql.ADVANCE_JOURNAL, journal_id, last, outcome.stored, outcome.duplicate, len(outcome.rejected), outcome.gone
+        sql.ADVANCE_JOURNAL,
+        batch.journal_id,
+        batch.last_seq,
+        outcome.stored,
+        outcome.duplicate,
+        len(outcome.rejected),
+        outcome.gone,
     )
 
 
