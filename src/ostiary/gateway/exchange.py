@@ -19,7 +19,7 @@ import msgspec
 
 from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall, detect_client, session_id
 from ostiary.core.identity import Identity
-from ostiary.core.ids import new_id
+from ostiary.core.ids import child_id, new_id
 from ostiary.core.records import (
     Attempt,
     InterceptionEnd,
@@ -49,16 +49,16 @@ from ostiary.wire.content_coding import (
 )
 from ostiary.wire.errors import classify
 from ostiary.wire.facts import ProviderError, RequestError, RequestFacts
-from ostiary.wire.formats import read_request
-from ostiary.wire.include_usage import splice_include_usage
+from ostiary.wire.formats import observer_for, read_request
+from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
+from ostiary.wire.observer import Observer, StreamObserver
 
 from . import decide
 from .authorizations import Answer
 from .journal import JournalError
-from .observe import Observation
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
-from .settle import Ending, end_record, error_type_of, error_type_of_failure, without_content
+from .settle import PROMPT_CHILD, Ending, end_record, error_type_of, error_type_of_failure, without_content
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -111,7 +111,8 @@ class Exchange:
     _identity: Identity
     _inflight: list[float] | None = None
     _notes: tuple[str, ...] = ()
-    _observation: Observation | None = None
+    _observer: Observer | None = None
+    _usage_filter: UsageChunkFilter | None = None
     _presented: decide.Presented
     _rechunked: bool = False
     _recorded: bool = False
@@ -284,7 +285,7 @@ class Exchange:
             provider.name,
             facts.model,
             route.label,
-            time_ns() // 1000,
+            (time_ns() - perf_counter_ns() + self._t0) // 1000,
             facts.stream,
             route.kind,
             client,
@@ -295,7 +296,7 @@ class Exchange:
             known.hint,
             worker.revision,
             "",
-            Prompt(new_id(), prompt) if prompt is not None else None,
+            Prompt(child_id(self.id, PROMPT_CHILD), prompt) if prompt is not None else None,
         )
         if firewall is not None:
             started = msgspec.structs.replace(
@@ -421,23 +422,24 @@ class Exchange:
         upstream = self._upstream
         assert upstream is not None
         self._ending.status = head.status
-        observation = None
+        observer = None
         wire_format = self._admission.route.format
         if wire_format is not None:
-            observation = self._observation = Observation(wire_format, head, self._worker.settings.record_content)
+            fields = head.fields
+            coding = fields.get(b"content-encoding", b"")
+            content = self._worker.settings.record_content
+            observer = self._observer = observer_for(wire_format, fields.get(b"content-type", b""), content, coding)
+            if self._splices_usage and not coding and type(observer) is StreamObserver:
+                self._usage_filter = UsageChunkFilter()
         write = self._connection.write
-        if head.framing == UNTIL_CLOSE or (
-            self._splices_usage and observation is not None and observation.withhold_usage()
-        ):
+        if head.framing == UNTIL_CLOSE or self._usage_filter is not None:
             # In chunks of ours: an event can be withheld, and a cut can be told from the end.
             self._rechunked = True
             upstream.relay(self._client_head(head, rechunked=True), write, self._rechunk, verbatim=False)
-        elif observation is None:
+        elif observer is None:
             upstream.relay(self._client_head(head, rechunked=False), write, None)
         else:
-            upstream.relay(
-                self._client_head(head, rechunked=False), write, observation.feed, compact=observation.compact
-            )
+            upstream.relay(self._client_head(head, rechunked=False), write, observer.feed, compact=observer.compact)
 
     def _client_head(self, head: ResponseHead, *, rechunked: bool) -> bytes:
         dropped = RESPONSE_DROPPED if self._presented.byok else _RESPONSE_CENTRALIZED
@@ -458,8 +460,12 @@ class Exchange:
         return b"\r\n".join(lines)
 
     def _rechunk(self, payload: bytes) -> None:
-        observation = self._observation
-        self._write_chunk(payload if observation is None else observation.take(payload))
+        observer = self._observer
+        if observer is not None:
+            observer.feed(payload)
+            observer.compact()
+        usage_filter = self._usage_filter
+        self._write_chunk(payload if usage_filter is None else usage_filter.feed(payload))
 
     def _write_chunk(self, data: bytes) -> None:
         if data:
@@ -471,8 +477,8 @@ class Exchange:
     def response_done(self) -> None:
         self._attempted(self._ending.status, "")
         if self._rechunked:
-            observation = self._observation
-            self._write_chunk(b"" if observation is None else observation.rest())
+            if self._usage_filter is not None:
+                self._write_chunk(self._usage_filter.flush())
             self._connection.write(b"0\r\n\r\n")
         self._upstream = None
         self._connection.finish(keep=self._keeps_client())
@@ -578,7 +584,7 @@ class Exchange:
         provider = self._admission.provider
         ending = self._ending
         ending.outcome = outcome
-        facts = self._observation.finish() if self._observation is not None else None
+        facts = self._observer.finish() if self._observer is not None else None
         if facts is not None and facts.error is not None:
             self._take_error(facts.error)
         elif outcome == "upstream_error" and ending.error_type is None:
@@ -598,7 +604,6 @@ class Exchange:
                 tool_results=self._facts.tool_results,
                 trace=self._trace(),
                 content="none" if worker.journal.shed_content else worker.settings.record_content,
-                new_id=new_id,
             )
         )
         worker.metrics.ended(
@@ -643,7 +648,7 @@ class Exchange:
         if self._inflight is not None:
             self._inflight[0] -= 1
             self._inflight = None
-        self._observation = None
+        self._observer = None
         self._worker.ended(self)
 
     def _release_body(self) -> None:
