@@ -435,7 +435,8 @@ class Exchange:
         if head.framing == UNTIL_CLOSE or self._usage_filter is not None:
             # In chunks of ours: an event can be withheld, and a cut can be told from the end.
             self._rechunked = True
-            upstream.relay(self._client_head(head, rechunked=True), write, self._rechunk, verbatim=False)
+            write(self._client_head(head, rechunked=True))  # here: what is observed is written before what is relayed
+            upstream.relay(b"", write, self._rechunk, verbatim=False)
         elif observer is None:
             upstream.relay(self._client_head(head, rechunked=False), write, None)
         else:
