@@ -5,7 +5,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostiary.core.ids import IdSource, first_id_at, id_time_ms, new_id
+from ostiary.core.ids import IdSource, child_id, first_id_at, id_time_ms, new_id
 
 
 def source(times_ms):
@@ -40,3 +40,13 @@ def test_an_id_tells_its_time_and_is_bounded_by_it():
 
 def test_the_ids_of_this_process_do_not_repeat():
     assert len({new_id() for _ in range(20_000)}) == 20_000
+
+
+@given(st.integers(1, 10_000))
+def test_ids_of_children_are_valid_distinct_and_of_their_parents_time(count):
+    parent = new_id()
+    ids = {parent} | {child_id(parent, number) for number in range(1, count + 1)}
+    assert len(ids) == count + 1
+    last = child_id(parent, count)
+    assert (uuid.UUID(last).version, str(uuid.UUID(last))) == (7, last)
+    assert id_time_ms(last) == id_time_ms(parent)

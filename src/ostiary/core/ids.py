@@ -19,9 +19,7 @@ class IdSource:
 
     __slots__ = ("_clock", "_count", "_entropy", "_last_ms", "_pool", "_pos", "_prefix")
 
-    def __init__(
-        self, clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom
-    ) -> None:
+    def __init__(self, clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom) -> None:
         self._clock = clock
         self._entropy = entropy
         self._last_ms = -1
@@ -58,6 +56,14 @@ class IdSource:
 
 new_id = IdSource()
 """The ids of this process. After a fork take a new `IdSource`; we spawn, so this one is enough."""
+
+
+def child_id(parent: str, number: int) -> str:
+    """The id of the `number`-th thing that belongs to `parent`: the same time and random part, the last 48 bits counted on.
+
+    Cheaper than a new one, and the same again when the same thing is numbered again.
+    """
+    return f"{parent[:24]}{(int(parent[24:], 16) + number) & 0xFFFF_FFFF_FFFF:012x}"
 
 
 def id_time_ms(text: str) -> int:

@@ -9,7 +9,6 @@
 `snapshot`        the set of providers that a request is served from
 `authorizations`  who a token is: cache and pending questions
 `refusals`        answers of our own, in the provider's error shape; pure
-`observe`         the copy of an answer: which reader sees it, decoded how
 `settle`          facts of an answer to the records of its end; pure
 `journal`         where records are before the link has shipped them
 `metrics`         counters of this path behind pre-resolved handles

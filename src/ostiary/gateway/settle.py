@@ -1,8 +1,8 @@
 """From the facts of an answer to the record of an interception's end. Pure."""
 
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from ostiary.core.ids import child_id
 from ostiary.core.records import (
     MAX_ERROR_MESSAGE,
     ErrorType,
@@ -17,6 +17,10 @@ from ostiary.http1.errors import Failure
 from ostiary.wire.facts import ResponseFacts, ToolCall, Usage
 
 RecordContent = Literal["none", "prompts", "full"]
+
+PROMPT_CHILD: Final = 1
+FIRST_CHILD: Final = 2
+"""Numbers of what belongs to an interception (`core.ids.child_id`): its prompt, then usage, tool calls, thoughts."""
 
 
 class Ending:
@@ -66,9 +70,8 @@ def end_record(
     tool_results: tuple[str, ...],
     trace: Trace,
     content: RecordContent,
-    new_id: Callable[[], str],
 ) -> InterceptionEnd:
-    """The end of an interception; ids of what belongs to it are made here."""
+    """The end of an interception. What belongs to it is numbered on from `FIRST_CHILD`."""
     if facts is None:
         return InterceptionEnd(
             interception_id,
@@ -82,14 +85,22 @@ def end_record(
         )
     response_id = facts.response_id
     usage = facts.usage
-    usages = _NONE if usage is None else [_token_usage(new_id(), now_us, response_id, usage)]
+    number = FIRST_CHILD
+    usages = _NONE if usage is None else [_token_usage(child_id(interception_id, number), now_us, response_id, usage)]
     tools: list[ToolUsage] = _NONE
     thoughts: list[ModelThought] = _NONE
     if content != "none":
         if facts.tool_calls:
-            tools = [_tool_usage(new_id(), now_us, response_id, call) for call in facts.tool_calls]
+            tools = [
+                _tool_usage(child_id(interception_id, number + at), now_us, response_id, call)
+                for at, call in enumerate(facts.tool_calls, 1)
+            ]
+            number += len(tools)
         if facts.thoughts:
-            thoughts = [ModelThought(new_id(), now_us, thought.content, thought.source) for thought in facts.thoughts]
+            thoughts = [
+                ModelThought(child_id(interception_id, number + at), now_us, thought.content, thought.source)
+                for at, thought in enumerate(facts.thoughts, 1)
+            ]
     return InterceptionEnd(
         interception_id,
         now_us,
