@@ -66,10 +66,19 @@ class FakeProvider:
         found: dict[str, int] = answer["marks"]
         return found
 
+    def entries(self, mark: str) -> list[dict[str, Any]]:
+        """What arrived of the requests that carry a mark; mode `full` only."""
+        return [entry for entry in self.requests(limit=10_000)["requests"] if entry["mark"] == mark]
+
+    def entry(self, mark: str) -> dict[str, Any]:
+        """The same of the only one."""
+        (found,) = self.entries(mark)
+        return found
+
     def reset(self) -> None:
-        """Forget what was asked, and every replay."""
-        self._ask("DELETE", "/fake/requests")
-        self._ask("DELETE", "/fake/replay")
+        """Forget what was asked, every replay and every scripted key."""
+        for path in ("/fake/requests", "/fake/replay", "/fake/keys"):
+            self._ask("DELETE", path)
 
     def script_key(self, key: str, control: str, times: int = 0) -> None:
         """What requests with `key` get from now on; an empty control makes it an ordinary key."""
