@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from .facts import Usage
 from .lenient import object_members, text_of
@@ -103,33 +103,72 @@ def responses_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
 
 
+class _CacheCreation(Struct, gc=False):
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Plain(Struct, gc=False, forbid_unknown_fields=True):
+    """A `usage` object as nearly all of them are: numbers of the usual names, and nothing else that counts."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+
+
+_plain: Final = msgspec.json.Decoder(_Plain)
+
+
 class MessagesUsage:
     """Anthropic's numbers: cumulative over a stream, each report naming only some of the fields."""
 
-    __slots__ = ("_first", "_last", "_merged")
+    __slots__ = ("_first", "_last", "_merged", "_only")
 
     def __init__(self) -> None:
+        self._only: Raw | bytes = b""
         self._merged: dict[str, Any] = {}
         self._first = ""
         self._last = ""
 
     def report(self, raw: Raw | bytes) -> None:
         """Take one `usage` object. What is not an object is ignored."""
+        if not self._only and not self._first:
+            self._only = raw  # often there is just this one
+            return
+        if self._only:
+            only, self._only = self._only, b""
+            self._merge(only)
+        self._merge(raw)
+
+    def usage(self) -> Usage | None:
+        """The final numbers, or None when none were reported."""
+        if self._only:
+            usage = _plain_usage(self._only)
+            if usage is not None:
+                return usage
+            self._merge(self._only)
+        return self._merged_usage()
+
+    def _merge(self, raw: Raw | bytes) -> None:
         source = _object(raw)
         if source is None:
             return
+        merged = self._merged
         for key, value in source.items():
             if isinstance(value, dict):
-                self._merged[key] = {**_nested(self._merged, key), **_without_nulls(value)}
+                merged[key] = {**_nested(merged, key), **_without_nulls(value)}
             elif value is not None:
-                self._merged[key] = value
+                merged[key] = value
         if self._first:
             self._last = text_of(raw)
         else:
             self._first = text_of(raw)
 
-    def usage(self) -> Usage | None:
-        """The final numbers, or None when none were reported."""
+    def _merged_usage(self) -> Usage | None:
         if not self._first:
             return None
         source = self._merged
@@ -150,6 +189,34 @@ class MessagesUsage:
             numbers.metadata["service_tier"] = tier
         raw = f"[{self._first},{self._last}]" if self._last else self._first
         return numbers.usage(fresh + cache_read + cache_write, output, cache_read, cache_write, raw)
+
+
+def _plain_usage(raw: Raw | bytes) -> Usage | None:
+    """The numbers of a single plain report; None where it takes the long way to say them."""
+    try:
+        report = _plain.decode(raw)
+    except ValueError:
+        return None
+    fresh = report.input_tokens
+    output = report.output_tokens
+    if fresh is None or output is None:
+        return None
+    cache_read = report.cache_read_input_tokens or 0
+    cache_write = report.cache_creation_input_tokens or 0
+    metadata: dict[str, int | str] = {}
+    creation = report.cache_creation
+    short = long = 0
+    if creation is not None:
+        if creation.ephemeral_5m_input_tokens is not None:
+            short = metadata["cache_ephemeral_5m_input"] = creation.ephemeral_5m_input_tokens
+        if creation.ephemeral_1h_input_tokens is not None:
+            long = metadata["cache_ephemeral_1h_input"] = creation.ephemeral_1h_input_tokens
+    numbers = (fresh, output, cache_read, cache_write, short, long)
+    if min(numbers) < 0 or max(numbers) > MAX_TOKENS // 4:
+        return None
+    if report.service_tier:
+        metadata["service_tier"] = report.service_tier
+    return Usage(fresh, output, cache_read, cache_write, metadata, text_of(raw))
 
 
 def _object(raw: Raw | bytes) -> dict[str, Any] | None:
