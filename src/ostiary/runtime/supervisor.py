@@ -275,8 +275,10 @@ class Supervisor:
         if link in self._respawns:
             self._respawns[link].cancel()
             self._spawn(link)  # what dead workers left has to be shipped
-        if control is not None and (not control.booted or (control.final and not control.running)):
-            link.send(Drain())  # nobody is there to ship to: say what is left and end
+        if control is not None and (not control.booted or control.final):
+            # nobody is or will be there to ship to, a control plane that has refused may still be on its way out:
+            # the link's first `Drain`, so that the next one makes it say what is left and end
+            link.send(Drain())
         await self._end_children([link], self._plan.link.drain_timeout + _DRAIN_MARGIN)
         where = self._plan.link.journal_dir
         if link.records_left is None:
