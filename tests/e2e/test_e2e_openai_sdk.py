@@ -384,6 +384,7 @@ def test_an_unknown_provider_is_not_found_and_names_what_there_is(person: Person
 def test_an_error_within_a_stream_reaches_the_sdk_and_the_record(person: Person, server: Server, api: str) -> None:
     prompt = "a long enough prompt to stream " * 4
     with openai.OpenAI(base_url=person.openai_url, api_key=person.token, max_retries=0) as client:
+        raw: Any
         if api == "chat":
             raw = client.chat.completions.with_raw_response.create(
                 model="fake-error", messages=said(prompt), stream=True
