@@ -312,7 +312,7 @@ class Exchange:
             return False
         self._start = started
         self._recorded = True
-        self._inflight = inflight = worker.metrics.inflight(provider.name, route.label)
+        self._inflight = inflight = worker.metrics.inflight(provider.name, facts.model, route.label)
         inflight[0] += 1
         self._stages["record"] = perf_counter_ns()
         return True

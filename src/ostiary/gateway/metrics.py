@@ -21,7 +21,18 @@ Cell = list[float]
 class InterceptionHandles:
     """The cells of one (provider, model, route, client)."""
 
-    __slots__ = ("client", "completed", "duration", "failed", "model", "prompts", "provider", "tokens")
+    __slots__ = (
+        "client",
+        "completed",
+        "duration",
+        "failed",
+        "input",
+        "model",
+        "output",
+        "prompts",
+        "provider",
+        "tokens",
+    )
 
     def __init__(self, metrics: "GatewayMetrics", provider: str, model: str, route: str, client: str) -> None:
         self.provider = provider
@@ -31,6 +42,8 @@ class InterceptionHandles:
         self.failed = metrics.interceptions.cell(provider, model, "failed", route, "POST", client)
         self.duration = metrics.duration.series(provider, model)
         self.prompts = metrics.prompts.cell(provider, model, client)
+        self.input = metrics.tokens.cell(provider, model, "input", client)
+        self.output = metrics.tokens.cell(provider, model, "output", client)
         self.tokens: dict[str, Cell] = {}
 
 
@@ -45,7 +58,7 @@ class GatewayMetrics:
             *("provider", "model", "status", "route", "method", "client"),
         )
         self._inflight = registry.gauge(
-            "ostiary_interceptions_inflight", "Interceptions under way.", "provider", "route"
+            "ostiary_interceptions_inflight", "Interceptions under way.", "provider", "model", "route"
         )
         self.duration = registry.histogram(
             "ostiary_interceptions_duration_seconds",
@@ -57,7 +70,7 @@ class GatewayMetrics:
             "ostiary_passthrough", "Requests relayed without a record.", "provider", "route", "method"
         )
         self.prompts = registry.counter("ostiary_prompts", "User prompts recorded.", "provider", "model", "client")
-        self._tokens = registry.counter(
+        self.tokens = registry.counter(
             "ostiary_tokens", "Tokens as the providers counted them.", "provider", "model", "type", "client"
         )
         self._tools = registry.counter(
@@ -99,8 +112,9 @@ class GatewayMetrics:
         label = method.decode("ascii") if method in _METHODS else "OTHER"
         self._passthrough.cell(provider, route, label)[0] += 1
 
-    def inflight(self, provider: str, route: str) -> Cell:
-        return self._inflight.cell(provider, route)
+    def inflight(self, provider: str, model: str, route: str) -> Cell:
+        known = self._models.get(provider)
+        return self._inflight.cell(provider, model if known is not None and model in known else OTHER, route)
 
     def ended(
         self,
@@ -131,22 +145,21 @@ class GatewayMetrics:
             self.unparsed.cell(provider)[0] += 1
         usage = facts.usage
         if usage is not None:
-            self._count(handles, "input", usage.input_tokens)
-            self._count(handles, "output", usage.output_tokens)
-            self._count(handles, "cache_read_input_tokens", usage.cache_read_input_tokens)
-            self._count(handles, "cache_write_input_tokens", usage.cache_write_input_tokens)
+            handles.input[0] += usage.input_tokens
+            handles.output[0] += usage.output_tokens
+            if usage.cache_read_input_tokens or usage.cache_write_input_tokens:
+                self._count(handles, "cache_read_input_tokens", usage.cache_read_input_tokens)
+                self._count(handles, "cache_write_input_tokens", usage.cache_write_input_tokens)
             for name, value in usage.metadata.items():
-                if isinstance(value, int):
+                if value and type(value) is int:
                     self._count(handles, name, value)
         for call in facts.tool_calls:
             self._tools.cell(provider, label, self._tool_label(provider, call.tool))[0] += 1
 
     def _count(self, handles: InterceptionHandles, kind: str, number: int) -> None:
-        if number <= 0:
-            return
         cell = handles.tokens.get(kind)
         if cell is None:
-            cell = self._tokens.cell(handles.provider, handles.model, kind, handles.client)
+            cell = self.tokens.cell(handles.provider, handles.model, kind, handles.client)
             handles.tokens[kind] = cell
         cell[0] += number
 
