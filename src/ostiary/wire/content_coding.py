@@ -208,7 +208,9 @@ class _Zstd:
         try:
             self._writer.write(data)
         except zstandard.ZstdError as exc:
-            raise CodingError("the body is not zstd as its content coding says, or needs a window over 8 MiB") from exc
+            raise CodingError(
+                "the body is not zstd as its content coding says, or needs a window over 8 MiB; send it plain"
+            ) from exc
         pieces, self._out.pieces = self._out.pieces, []
         yield from pieces
 
