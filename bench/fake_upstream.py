@@ -1,4 +1,4 @@
-"""The fake provider as the upstream of all targets: plain and TLS, as many processes as it has cores."""
+"""The fake provider as the upstream of all targets: plain, polling where it has a core of its own, and TLS."""
 
 import sys
 from collections.abc import Iterator
@@ -35,15 +35,17 @@ def upstream(folder: Path, cores: machine.Cores) -> Iterator[Upstream]:
     certificate.private_key_pem.write_to_path(str(key))
     ca.chmod(0o644)
     plain, tls = children.free_port(), children.free_port()
-    command = [sys.executable, "-m", "ostiary.fake", "--listen"]
-    tls_flags = ["--tls-cert-file", str(chain), "--tls-key-file", str(key)]
+    sleeping = [sys.executable, "-m", "ostiary.fake", "--listen"]
+    polling = [sys.executable, "-m", "bench.polling", "127.0.0.1"]
+    commands = {
+        "plain": [*polling, str(plain)] if cores.pinned else [*sleeping, f"127.0.0.1:{plain}"],
+        "tls": [*sleeping, f"127.0.0.1:{tls}", "--tls-cert-file", str(chain), "--tls-key-file", str(key)],
+    }
     with ExitStack() as stack:
         pids = []
-        for name, port, flags in (("plain", plain, []), ("tls", tls, tls_flags)):
+        for name, port, home in (("plain", plain, cores.upstream), ("tls", tls, cores.second)):
             log = folder / f"fake-{name}.log"
-            started = stack.enter_context(
-                children.running([*command, f"127.0.0.1:{port}", *flags], pinned=cores.upstream, log=log)
-            )
+            started = stack.enter_context(children.running(commands[name], pinned=home, log=log))
             children.wait_until(lambda port=port: children.listens(port), started, log, 20)
             pids.append(started.pid)
         yield Upstream(plain, tls, ca, tuple(pids))

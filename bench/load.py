@@ -5,6 +5,7 @@ Rules
   pointed at (a run against the fake provider alone is part of every benchmark and shows it).
 - Every answer is checked: status 200, framing complete, the same number of body bytes as the first. Anything else is an
   error, and a round with errors is no result.
+- An order that `polls` has the loop never sleep, so that nobody pays for waking it (`bench.polling` says why).
 - `closed`: each connection sends the next request when the answer is in. `rate`: requests start on a fixed schedule,
   whatever the answers do, and latency counts from the scheduled time (no coordinated omission). `live`: streams that
   stay open until stdin ends; a line `live` says when all have begun.
@@ -188,6 +189,8 @@ async def closed(order: dict[str, Any]) -> dict[str, Any]:
 
     finished = asyncio.Event()
     await run.connect(order["connections"], done)
+    if order.get("polls"):
+        poll(asyncio.get_running_loop())
     started = clock()
     for client in run.clients:
         client.send()
@@ -262,6 +265,11 @@ async def live(order: dict[str, Any]) -> dict[str, Any]:
     result = run.result(0.0)
     run.close()
     return result
+
+
+def poll(loop: asyncio.AbstractEventLoop) -> None:
+    """Keep `loop` from ever waiting: see `bench.polling`."""
+    loop.call_soon(poll, loop)
 
 
 def _percentile(ordered: list[float], share: float) -> float:

@@ -51,7 +51,7 @@ class Result:
 
 
 def closed_round(target: Target, work: Work, seconds: float, cores: machine.Cores, **more: Any) -> Sample:
-    return _sampled(target, target.order(work, "closed", seconds, **more), cores)
+    return _sampled(target, target.order(work, "closed", seconds, polls=cores.pinned, **more), cores)
 
 
 def rate_round(target: Target, work: Work, seconds: float, per_second: int, cores: machine.Cores) -> Sample:
