@@ -135,6 +135,29 @@ def test_byok_takes_the_clients_own_credential(name, fields, hint):
     assert credential == decide.Credential("byok", hint, None)
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({b"authorization": b"Bearer the-token"}, {b"authorization"}),
+        ({b"x-api-key": b"the-token", b"authorization": b"Bearer sk-own"}, {b"x-api-key"}),
+        ({b"cookie": b"a=1; t=the-token", b"api-key": b"sk-own"}, {b"cookie"}),
+        ({b"authorization": b"Bearer ost_another", b"x-api-key": b"ost_another"}, {b"authorization", b"x-api-key"}),
+        ({b"authorization": b"Bearer sk-own", b"cookie": b"host_id=1"}, set()),
+        ({}, set()),
+    ],
+)
+def test_ostiary_tokens_among_the_clients_own_credentials_are_found(fields, found):
+    assert decide.misplaced_tokens(fields, b"the-token") == found
+
+
+def test_an_ostiary_token_is_no_own_credential():
+    fields = {b"x-api-key": b"the-token", b"authorization": b"Bearer sk-own-key-0000000000"}
+    misplaced = decide.misplaced_tokens(fields, b"the-token")
+    credential = decide.own_credential(SNAPSHOT.providers["anthropic"], fields, misplaced)
+    assert credential == decide.Credential("byok", "sk-o...0000", None)
+    assert isinstance(decide.own_credential(SNAPSHOT.providers["openai"], {b"api-key": b"ost_x"}, {b"api-key"}), Refusal)
+
+
 def test_byok_without_an_own_credential_is_401_with_the_cure():
     refusal = decide.own_credential(SNAPSHOT.providers["openai"], {b"x-api-key": b"sk"})
     assert isinstance(refusal, Refusal)

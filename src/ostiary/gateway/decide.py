@@ -12,6 +12,7 @@ from ostiary.core.identity import Identity
 from ostiary.core.identity import Refusal as TokenRefusal
 from ostiary.core.records import CredentialKind
 from ostiary.core.secret import mask
+from ostiary.http1.fields import CREDENTIALS
 
 from .authorizations import Answer, Unavailable
 from .providers import RuntimeKey, RuntimeProvider
@@ -149,8 +150,25 @@ _NO_OWN_CREDENTIAL: Final = Refusal(
 )
 
 
-def own_credential(provider: RuntimeProvider, fields: dict[bytes, bytes]) -> Credential | Refusal:
+_TOKEN_PREFIX: Final = b"ost_"
+
+
+def misplaced_tokens(fields: dict[bytes, bytes], token: bytes) -> frozenset[bytes]:
+    """Credential fields that hold an Ostiary token. No provider may see one, but some clients send it in every place."""
+    found = []
+    for name in CREDENTIALS:
+        value = fields.get(name)
+        if value is not None and (token in value or value.rpartition(b" ")[2].startswith(_TOKEN_PREFIX)):
+            found.append(name)
+    return frozenset(found)
+
+
+def own_credential(
+    provider: RuntimeProvider, fields: dict[bytes, bytes], misplaced: frozenset[bytes] = frozenset()
+) -> Credential | Refusal:
     """The client's own credential for this provider (reference D.3); it goes upstream untouched."""
+    if misplaced:
+        fields = {name: value for name, value in fields.items() if name not in misplaced}
     own = (fields.get(b"x-api-key", b"") if provider.family == "anthropic" else b"") or _bearer(fields)
     if not own:
         own = fields.get(b"api-key", b"") if provider.family == "openai" else b""

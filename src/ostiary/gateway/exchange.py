@@ -110,9 +110,11 @@ class Exchange:
     _hint: str = ""
     _identity: Identity
     _inflight: list[float] | None = None
+    _misplaced: frozenset[bytes] = frozenset()
     _notes: tuple[str, ...] = ()
     _observer: Observer | None = None
     _usage_filter: UsageChunkFilter | None = None
+    _own: decide.Credential | None = None
     _presented: decide.Presented
     _rechunked: bool = False
     _recorded: bool = False
@@ -176,6 +178,14 @@ class Exchange:
             self._refuse(admission)
             return
         refusal = decide.admit(admission, head.method, byok=self._presented.byok, allow_byok=worker.settings.allow_byok)
+        if refusal is None and self._presented.byok:
+            fields = head.fields
+            self._misplaced = decide.misplaced_tokens(fields, self._presented.token)
+            own = decide.own_credential(admission.provider, fields, self._misplaced)
+            if isinstance(own, Refusal):
+                refusal = own
+            else:
+                self._own = own
         if refusal is None and head.minor == 0:
             refusal = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
         if refusal is None and head.framing == LENGTH:
@@ -246,14 +256,7 @@ class Exchange:
             return
         self._facts = facts
         provider = self._admission.provider
-        credential: decide.Credential | Refusal
-        if self._presented.byok:
-            credential = decide.own_credential(provider, fields)
-            if isinstance(credential, Refusal):
-                self._refuse(credential)
-                return
-        else:
-            credential = decide.choose_key(provider)
+        credential = self._own or decide.choose_key(provider)
         self._stages["check"] = perf_counter_ns()
         if not self._record_start(facts, credential, firewall):
             return
@@ -337,9 +340,7 @@ class Exchange:
 
     def _pass_through(self) -> None:
         provider = self._admission.provider
-        fields = self._head.fields
-        byok = self._presented.byok
-        credential = decide.own_credential(provider, fields) if byok else decide.choose_key(provider)
+        credential = self._own or decide.choose_key(provider)
         if isinstance(credential, Refusal):
             self._refuse(credential)
             return
@@ -352,7 +353,7 @@ class Exchange:
         fields = head.fields
         admission = self._admission
         key = credential.key
-        dropped = _DROPPED_BYOK if key is None else _DROPPED_CENTRALIZED
+        dropped = _DROPPED_BYOK | self._misplaced if key is None else _DROPPED_CENTRALIZED
         coding_line = b""
         if self._splices_usage:
             coding_line = _IDENTITY_LINE
