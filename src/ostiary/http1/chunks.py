@@ -78,7 +78,6 @@ class ChunkedReader:
     def _line(self, line: bytes) -> None:
         if self._state == _SIZE:
             size, _, extension = line.partition(b";")
-            size = size.rstrip(b" \t") if extension else size
             if not 0 < len(size) <= 16 or not _HEX.issuperset(size) or not _TOKENISH.issuperset(extension):
                 raise BodyError("a chunk size must be plain hex digits")
             self._need = int(size, 16)
