@@ -7,6 +7,7 @@
 `upstream`  one upstream connection: sends a request, tracks the answer's framing, relays its bytes as they came
 `pool`      keep-alive connections per origin; connecting, TLS, proxies, the check of resolved addresses
 `origin`    where an upstream is, and what must not be connected to; pure
+`interfaces` what both kinds of connection expect of those around them
 `errors`    what can go wrong on either side
 
 A message head is validated by llhttp, strictly, and then refused on top of that for all that two parsers could read

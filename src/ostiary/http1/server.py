@@ -1,85 +1,46 @@
 """One client connection: heads in, bodies in, answers out.
 
     READ_HEAD ──head──▶ HOLD ──collect/stream──▶ READ_BODY ──end──▶ BUSY ──finish──▶ READ_HEAD
-                          └──────answer/refuse──────────────────────────▶ LINGER ──▶ closed
+                          ├──finish, a small body unread──▶ SKIP ──end──▶ READ_HEAD
+                          └──answer/refuse──▶ LINGER ──▶ CLOSED
 
 Rules
 - No body byte is read on before the exchange asks for it: in HOLD the transport is paused as soon as bytes wait.
-- Pipelined requests wait their turn in a bounded buffer.
-- Time-outs are counted in sweeps of the worker's one clock tick (`tick`), not in timers of each connection: `quiet` is set
-  to 0 by every read and raised by every sweep.
+- Pipelined requests wait their turn in a bounded buffer, and for the client to take the answers before.
+- Time-outs are counted in sweeps of the worker's one clock tick (`tick`), not in timers of each connection: `quiet` is raised
+  by every sweep and set to 0 by what counts as progress in the state.
 - An answer to a request whose body was not read through ends the connection; what still arrives is dropped, for a while,
-  so that the answer is not lost to a reset (RFC 9112 §9.6).
+  so that the answer is not lost to a reset (RFC 9112 §9.6). What was written has time to get out while the client takes it.
+- Nothing is written after the end was begun: `answer` and `finish` are then without effect.
 """
 
 import asyncio
-from typing import Final, Protocol, cast
+from collections.abc import Callable
+from typing import Final, cast
 
 from .chunks import ChunkedReader
 from .errors import BodyError, HeadError
 from .head import CHUNKED, LENGTH, MAX_HEAD, NO_BODY, RequestHead, parse_request_head
+from .interfaces import Application, ServerExchange, ServerLimits
 
 _READ_HEAD: Final = 0
 _HOLD: Final = 1
 _READ_BODY: Final = 2
 _BUSY: Final = 3
-_LINGER: Final = 4
-_CLOSED: Final = 5
+_SKIP: Final = 4
+_LINGER: Final = 5
+_CLOSED: Final = 6
 
 _PIPELINE_MAX: Final = 128 * 1024
 _LINGER_BYTES: Final = 64 * 1024 * 1024
-_LINGER_SECONDS: Final = 5.0
+_LINGER_QUIET: Final = 5.0
+_LINGER_TOTAL: Final = 30.0
+"""Seconds that an ending connection is read from, between two reads and in all, once everything is written."""
+
 _DRAIN_INLINE: Final = 64 * 1024
 """An unread body up to this size is read and dropped to keep the connection, instead of closing it."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class ServerExchange(Protocol):
-    """One request's life, as its client connection sees it. Every method is called from the event loop, none may raise."""
-
-    def request_body(self, body: bytes) -> None:
-        """The whole body, after `collect`."""
-
-    def request_body_too_large(self) -> None:
-        """More than `collect` allowed; the rest is not read. Must answer."""
-
-    def request_piece(self, data: bytes, *, last: bool) -> None:
-        """After `stream`: payload as it comes, without its framing."""
-
-    def request_broken(self, reason: str) -> None:
-        """The body's framing is broken. Must answer or abort."""
-
-    def request_stalled(self) -> None:
-        """The body stopped coming for `body_timeout`. Must answer."""
-
-    def client_gone(self) -> None:
-        """The client closed the connection before it had its answer."""
-
-    def client_paused(self) -> None:
-        """The client does not take what was written: stop reading for it."""
-
-    def client_resumed(self) -> None: ...
-
-
-class Application(Protocol):
-    """What the connections serve."""
-
-    draining: bool
-
-    def begin(self, connection: "ClientConnection", head: RequestHead) -> None:
-        """A request has come: answer it, or set `connection.exchange` and call `collect` or `stream`, now or later."""
-
-    def head_refused(self, connection: "ClientConnection", error: HeadError) -> bytes:
-        """The complete answer to a head that is refused."""
-
-
-class ServerLimits(Protocol):
-    """Seconds, in terms of the worker's sweep."""
-
-    head_timeout: float
-    keepalive_timeout: float
-    body_timeout: float
 
 
 class Connections(set["ClientConnection"]):
@@ -114,9 +75,13 @@ class ClientConnection(asyncio.Protocol):
         "_collecting",
         "_left",
         "_limit",
+        "_lingered",
         "_reading_paused",
+        "_reserve",
         "_shared",
         "_state",
+        "_unsent",
+        "_writing_paused",
         "exchange",
         "head",
         "quiet",
@@ -129,12 +94,16 @@ class ClientConnection(asyncio.Protocol):
         self._shared = shared
         self._state = _READ_HEAD
         self._buffer = b""
-        self._collected: list[bytes] = []
+        self._collected = bytearray()
         self._collecting = True
         self._left = 0
         self._limit = 0
+        self._reserve: Callable[[int], bool] | None = None
         self._chunks: ChunkedReader | None = None
         self._reading_paused = False
+        self._writing_paused = False
+        self._lingered = 0
+        self._unsent = 0
         self.exchange: ServerExchange | None = None
         self.head: RequestHead | None = None
         self.quiet = 0
@@ -149,14 +118,15 @@ class ClientConnection(asyncio.Protocol):
         self._shared.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self.quiet = 0
         state = self._state
         if state == _READ_HEAD:
-            if self._buffer:
-                data = self._buffer + data
-            self._look_for_head(data)
-        elif state == _READ_BODY:
+            self._look_for_head(self._buffer + data if self._buffer else data)
+            return
+        self.quiet = 0
+        if state == _READ_BODY:
             self._take_body(data)
+        elif state == _SKIP:
+            self._skip(data)
         elif state == _LINGER:
             self._left -= len(data)
             if self._left < 0:
@@ -168,42 +138,44 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # Half-closed and gone look the same from here, and a client that has gone must not keep an upstream running.
-        exchange, self.exchange = self.exchange, None
+        exchange = self.exchange
         if exchange is not None:
+            self.reset()
             exchange.client_gone()
-            self.transport.abort()
+        elif self._state < _LINGER:
+            self._end()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
         self._state = _CLOSED
         self._shared.discard(self)
         self._buffer = b""
-        self._collected = []
+        self._collected = bytearray()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         if self.exchange is not None:
             self.exchange.client_paused()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         if self.exchange is not None:
             self.exchange.client_resumed()
+        elif self._state == _READ_HEAD:
+            self._read_on()
 
     # --- reading
 
     def _look_for_head(self, data: bytes) -> None:
-        if data[:1] in (b"\r", b"\n"):
-            data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: empty lines before a request line are skipped
-            if not data:
-                self._buffer = b""
-                return
-        end = data.find(b"\r\n\r\n")
+        start = 2 if data[:2] == b"\r\n" else 0  # RFC 9112 §2.2: one empty line before a request line is skipped
+        end = data.find(b"\r\n\r\n", start)
         if end < 0:
             if len(data) > MAX_HEAD:
                 self._refuse(HeadError(431, f"the request head is larger than {MAX_HEAD} bytes"))
-            elif not data[:1].isalpha():
+            elif len(data) > start and data != b"\r" and not data[start : start + 1].isalpha():
                 self._refuse(HeadError(400, "this is not an HTTP/1.1 request; is the client speaking TLS or HTTP/2?"))
             else:
                 self._buffer = data
@@ -213,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(HeadError(431, f"the request head is larger than {MAX_HEAD} bytes"))
             return
         try:
-            head = parse_request_head(data[:end])
+            head = parse_request_head(data[start:end])
         except HeadError as error:
             self._refuse(error)
             return
@@ -225,8 +197,13 @@ class ClientConnection(asyncio.Protocol):
         if self._state == _HOLD:
             self._pause_reading()
 
-    def collect(self, limit: int) -> None:
-        """Read the body into memory, up to `limit` bytes, and hand it to `request_body`."""
+    def collect(self, limit: int, reserve: Callable[[int], bool] | None = None) -> None:
+        """Read the body into memory, up to `limit` bytes, and hand it to `request_body`.
+
+        A body in chunks tells its size only as it grows: `reserve` is asked for each part of it before that is kept, and
+        where it says no, `request_body_too_large` follows.
+        """
+        self._reserve = reserve
         self._begin_body(limit, collecting=True)
 
     def stream(self) -> None:
@@ -246,10 +223,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if head.expect_continue and head.framing != NO_BODY and not self._buffer:
             self.write(CONTINUE)
+        self._resume_reading()  # first: who takes the body may pause it
         data, self._buffer = self._buffer, b""
         if data or head.framing == NO_BODY:
             self._take_body(data)
-        self._resume_reading()
 
     def _take_body(self, data: bytes) -> None:
         chunks = self._chunks
@@ -271,14 +248,17 @@ class ClientConnection(asyncio.Protocol):
                 exchange.request_piece(data, last=not left)
             return
         if left:
-            self._collected.append(data)
+            self._collected += data
             return
         if self._collected:
-            self._collected.append(data)
-            data = b"".join(self._collected)
-            self._collected = []
+            data = self._take_collected(data)
         if exchange is not None:
             exchange.request_body(data)
+
+    def _take_collected(self, last: bytes) -> bytes:
+        collected, self._collected = self._collected, bytearray()
+        collected += last
+        return bytes(collected)
 
     def _take_chunks(self, chunks: ChunkedReader, data: bytes) -> None:
         exchange = self.exchange
@@ -297,20 +277,23 @@ class ClientConnection(asyncio.Protocol):
         if not self._collecting:
             for piece in pieces:
                 exchange.request_piece(piece, last=False)
+                if self.exchange is not exchange:
+                    return
             if done:
                 exchange.request_piece(b"", last=True)
             return
-        self._left += sum(map(len, pieces))
-        self._collected += pieces
-        if self._left > self._limit:
+        grown = sum(map(len, pieces))
+        self._left += grown
+        reserve = self._reserve
+        if self._left > self._limit or (reserve is not None and not reserve(grown)):
             self._too_large()
-        elif done:
-            body = b"".join(self._collected)
-            self._collected = []
-            exchange.request_body(body)
+            return
+        self._collected += b"".join(pieces)
+        if done:
+            exchange.request_body(self._take_collected(b""))
 
     def _too_large(self) -> None:
-        self._collected = []
+        self._collected = bytearray()
         self._state = _READ_BODY
         if self.exchange is not None:
             self.exchange.request_body_too_large()
@@ -325,6 +308,9 @@ class ClientConnection(asyncio.Protocol):
 
     def answer(self, head: bytes, body: bytes = b"") -> None:
         """A complete answer of our own. `head` lacks its last empty line and `Connection`; the connection goes on if it can."""
+        if self._state >= _LINGER:
+            self.exchange = None
+            return
         request = self.head
         keep = request is not None and request.keep_alive and not self._shared.app.draining and self._can_read_on()
         connection = b"\r\n" if keep else b"Connection: close\r\n\r\n"
@@ -343,39 +329,44 @@ class ClientConnection(asyncio.Protocol):
         return head.content_length <= _DRAIN_INLINE
 
     def finish(self, *, keep: bool) -> None:
-        """The answer is written: go on with the next request, or close."""
+        """The answer is written: go on with the next request if it can be found, or close."""
         self.exchange = None
-        if self._state == _CLOSED:
+        if self._state >= _LINGER:
             return
-        if not keep:
+        if not keep or not self._can_read_on():
             self._close_lingering()
             return
-        head = self.head
-        self.head = None
+        head, self.head = self.head, None
         if self._state == _HOLD and head is not None and head.framing == LENGTH:
-            self._skip_body(head.content_length)
+            self._state = _SKIP
+            self._lingered = 0
+            self._left = head.content_length
+            self._resume_reading()
+            data, self._buffer = self._buffer, b""
+            self._skip(data)
         else:
             self._next_request()
 
-    def _skip_body(self, length: int) -> None:
-        waiting = len(self._buffer)
-        if waiting >= length:
-            self._buffer = self._buffer[length:]
+    def _skip(self, data: bytes) -> None:
+        """Drop a small unread body so that the connection can go on."""
+        left = self._left
+        self._left = left - len(data)
+        if self._left <= 0:
+            self._buffer = data[left:]
             self._next_request()
-            return
-        self._left = length - waiting
-        self._buffer = b""
-        self._collecting = False
-        self._chunks = None
-        self._limit = length
-        self.exchange = _Skipping(self)
-        self._state = _READ_BODY
-        self._resume_reading()
 
     def _next_request(self) -> None:
         self._state = _READ_HEAD
         self._chunks = None
         self._left = 0
+        self.quiet = 0
+        if self._writing_paused:
+            # Who does not take answers gets no more of them: they would pile up here.
+            self._pause_reading()
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
         self._resume_reading()
         if self._buffer:
             # A pipelined request; from the loop, so that a long pipeline does not recurse.
@@ -391,16 +382,13 @@ class ClientConnection(asyncio.Protocol):
 
         For an answer with a length or in chunks the missing end is the sign; otherwise only a reset is one.
         """
-        self.exchange = None
-        if self._state != _CLOSED:
-            self._state = _LINGER
-            self._left = _LINGER_BYTES
-            self.quiet = 0
-            self.transport.close()
+        if self._state < _LINGER:
+            self._close()
 
     def reset(self) -> None:
         """End the connection at once, dropping what is not yet sent."""
-        self.exchange = None
+        self._end()
+        self._state = _CLOSED
         self.transport.abort()
 
     def _refuse(self, error: HeadError) -> None:
@@ -410,16 +398,28 @@ class ClientConnection(asyncio.Protocol):
 
     def _close_lingering(self) -> None:
         everything_read = self.body_read and not self._buffer
-        self._state = _LINGER
-        self._left = _LINGER_BYTES
-        self._buffer = b""
-        self._collected = []
         if everything_read or not self.transport.can_write_eof():
-            self.transport.close()
+            self._close()  # over TLS the transport itself reads on and drops until the client closes, for 30 s
             return
+        self._end()
         self.transport.write_eof()
         self._resume_reading()
+
+    def _close(self) -> None:
+        self._end()
+        self.transport.close()
+
+    def _end(self) -> None:
+        self._state = _LINGER
+        self._left = _LINGER_BYTES
+        self._lingered = 0
+        self._unsent = 0
         self.quiet = 0
+        self.exchange = None
+        self.head = None
+        self._chunks = None
+        self._buffer = b""
+        self._collected = bytearray()
 
     # --- flow and time
 
@@ -428,7 +428,8 @@ class ClientConnection(asyncio.Protocol):
         self._pause_reading()
 
     def resume_reading(self) -> None:
-        self._resume_reading()
+        if len(self._buffer) <= _PIPELINE_MAX:
+            self._resume_reading()
 
     def _pause_reading(self) -> None:
         if not self._reading_paused and not self.transport.is_closing():
@@ -443,55 +444,55 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self) -> None:
         """One tick has passed."""
         state = self._state
-        if state in (_BUSY, _CLOSED):
+        if state in (_BUSY, _HOLD, _CLOSED):
             return
         self.quiet += 1
-        shared = self._shared
         if state == _READ_HEAD:
-            if self._buffer:
-                # Not reset by reads: a head that comes byte by byte has its time too.
-                self._left += 1
-                if self._left > shared.head_ticks:
-                    self._refuse(HeadError(408, "the request head did not come in time"))
-                return
+            self._sweep_head()
+        elif state == _READ_BODY:
+            if self.quiet > self._shared.body_ticks and self.exchange is not None and not self._reading_paused:
+                self.exchange.request_stalled()
+        else:
+            self._sweep_end()
+
+    def _sweep_head(self) -> None:
+        shared = self._shared
+        if self._writing_paused:
+            if self._taken_too_slowly():
+                self.reset()
+        elif self._buffer:
+            # Not reset by reads: a head that comes byte by byte has its time too.
+            self._left += 1
+            if self._left > shared.head_ticks:
+                self._refuse(HeadError(408, "the request head did not come in time"))
+        else:
             self._left = 0
             if self.quiet > (shared.keepalive_ticks if self.requests else shared.head_ticks):
-                self.transport.close()
-        elif state == _READ_BODY:
-            if self.quiet > shared.body_ticks and self.exchange is not None and not self._reading_paused:
-                self.exchange.request_stalled()
-        elif state == _LINGER and self.quiet * shared.tick > _LINGER_SECONDS:
-            self.transport.abort()
+                self._close()
+
+    def _sweep_end(self) -> None:
+        """LINGER and SKIP: the answer is written, what still comes is dropped."""
+        if self._taken_too_slowly():
+            self.reset()
+        elif not self._unsent:
+            self._lingered += 1
+            tick = self._shared.tick
+            # Over TLS `_unsent` does not count what is encrypted already: that has the whole time.
+            silent = self.transport.can_write_eof() and self.quiet * tick > _LINGER_QUIET
+            if silent or self._lingered * tick > _LINGER_TOTAL:
+                self.reset()
+
+    def _taken_too_slowly(self) -> bool:
+        """Whether the client has taken nothing of what waits to be sent for `body_timeout`."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self.quiet = 0
+        return unsent > 0 and self.quiet > self._shared.body_ticks
 
     def close_if_idle(self) -> None:
+        """Drain: serves no request, or none that is not answered."""
         if self._state == _READ_HEAD and not self._buffer:
-            self.transport.close()
-
-
-class _Skipping:
-    """Reads and drops a small unread body so that the connection can go on."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-
-    def request_body(self, body: bytes) -> None: ...
-
-    def request_body_too_large(self) -> None: ...
-
-    def request_piece(self, data: bytes, *, last: bool) -> None:  # noqa: ARG002 - dropped on purpose
-        if last:
-            self._connection.finish(keep=True)
-
-    def request_broken(self, reason: str) -> None:  # noqa: ARG002
-        self._connection.reset()
-
-    def request_stalled(self) -> None:
-        self._connection.reset()
-
-    def client_gone(self) -> None: ...
-
-    def client_paused(self) -> None: ...
-
-    def client_resumed(self) -> None: ...
+            self._close()
+        elif self._state == _SKIP:
+            self._close_lingering()

@@ -6,18 +6,23 @@
 Rules
 - Body bytes go to the sink as they came, chunk framing included. The framing is tracked beside them: lengths are counted,
   chunks are fed to llhttp before the bytes go out, so that what stands behind the end of an answer never reaches a client.
-- The consumer is told of exactly one end: `response_done` or `response_failed`.
+  An answer with a known end is complete there, whatever follows; but such a connection is not used again.
+- The consumer is told of exactly one end: `response_done` or `response_failed`, or none after it called `abort`. Nothing
+  goes to the sink or to the observer after it.
+- An answer without framing is complete at the end of the stream; a connection that just breaks, or over TLS one that is
+  closed without the peer's alert, cuts it (RFC 9112 §9.8).
 - Nothing is retried here; that the connection was pooled and closed before anything came is said by `Failure.STALE`.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
 from .errors import Failure, HeadError, UpstreamError
 from .head import CHUNKED, LENGTH, MAX_HEAD, NO_BODY, UNTIL_CLOSE, ResponseHead, parse_response_head
+from .interfaces import Consumer, Returns
 
 if TYPE_CHECKING:
     from .origin import Origin
@@ -38,30 +43,6 @@ _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 Sink = Callable[[bytes], object]
 
 
-class Consumer(Protocol):
-    """Who wants the answer. Called from the event loop; must not raise."""
-
-    def response_interim(self, head: ResponseHead) -> None:
-        """A 1xx answer; the final one follows."""
-
-    def response_head(self, head: ResponseHead) -> None:
-        """The final head. Must call `relay` or `discard` of the connection before it returns."""
-
-    def response_done(self) -> None:
-        """The answer is complete."""
-
-    def response_failed(self, error: UpstreamError) -> None:
-        """There will be no (more) answer."""
-
-    def request_paused(self) -> None:
-        """The upstream does not take the request's body as fast as it comes."""
-
-    def request_resumed(self) -> None: ...
-
-    def client_stalled(self) -> None:
-        """Reading has been paused for the client for longer than `idle_timeout`."""
-
-
 class _ChunkTracker:
     """What llhttp calls back for a chunked answer."""
 
@@ -80,18 +61,6 @@ class _ChunkTracker:
         self.complete = True
 
 
-class Returns(Protocol):
-    """Where a connection goes back to: the pool."""
-
-    head_ticks: float
-    idle_ticks: float
-    keepalive_ticks: float
-
-    def release(self, connection: "UpstreamConnection") -> None: ...
-
-    def forget(self, connection: "UpstreamConnection") -> None: ...
-
-
 class UpstreamConnection(asyncio.Protocol):
     """See the module's rules. One consumer at a time."""
 
@@ -99,20 +68,24 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_compact",
         "_consumer",
+        "_ended",
+        "_feed",
         "_head",
+        "_heard",
         "_left",
         "_observe",
-        "_parser",
         "_patient",
         "_paused",
         "_pool",
         "_prefix",
+        "_segment",
         "_shown",
         "_sink",
         "_state",
         "_to_head_request",
         "_tracker",
         "_verbatim",
+        "_write",
         "origin",
         "quiet",
         "request_complete",
@@ -129,9 +102,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._prefix = b""
         self._head: ResponseHead | None = None
         self._left = 0
-        self._parser: HttpResponseParser | None = None
+        self._segment = b""
+        self._heard = False
+        self._ended = False
+        self._feed: Callable[[bytes], object] | None = None
         self._tracker: _ChunkTracker | None = None
-        self._sink: Sink | None = None
+        self._sink: Sink = _nowhere
+        self._write: Sink = _nowhere
         self._observe: Sink | None = None
         self._compact: Callable[[], object] | None = None
         self._shown = 0
@@ -150,6 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
     ) -> None:
         """Send a request. `more`: its body goes on with `send_more`. `patient`: no time-outs."""
         self._consumer = consumer
+        self._heard = False
         self._state = _AWAIT_HEAD
         self._patient = patient
         self._to_head_request = head.startswith(b"HEAD ")
@@ -185,9 +163,9 @@ class UpstreamConnection(asyncio.Protocol):
         every `COMPACT_BYTES` shown, so that `observe` may be a plain list's append.
         """
         self._compact = compact
-        self._shown = 0
         self._state = _RELAY
-        self._sink = sink
+        self._sink = self._with_head
+        self._write = sink
         self._observe = observe
         self._verbatim = verbatim
         self._prefix = prefix
@@ -195,14 +173,18 @@ class UpstreamConnection(asyncio.Protocol):
     def discard(self) -> None:
         """From within `response_head`: the answer is not wanted; `response_done` follows all the same."""
         self._state = _DISCARD
-        self._sink = None
-        self._observe = None
 
     def abort(self) -> None:
         """Nobody wants the answer any more: close at once. The consumer is not called again."""
-        self._consumer = None
         if self._state != _CLOSED:
+            self._state = _CLOSED
+            self._forget_answer()
             self.transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request can be sent: idle, and neither side has begun to close."""
+        return self._state == _IDLE and not self.transport.is_closing()
 
     def pause_reading(self) -> None:
         if not self._paused and self._state != _CLOSED:
@@ -225,30 +207,37 @@ class UpstreamConnection(asyncio.Protocol):
         self.quiet = 0
         state = self._state
         if state == _RELAY:
-            self._relay_body(data)
+            if self._feed is not None:
+                self._take_chunks(data)
+            else:
+                self._take_counted(data)
         elif state == _AWAIT_HEAD:
+            self._heard = True
             self._take_head(self._buffer + data if self._buffer else data)
         elif state == _DISCARD:
             self._discard_body(data)
-        else:
+        elif state == _IDLE:
             # An answer to nothing: whatever it is, it belongs to no request.
+            self._state = _CLOSED
             self.transport.abort()
 
     def eof_received(self) -> bool:
+        self._ended = True
+        if self._state == _IDLE:
+            self._state = _CLOSED
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         state, self._state = self._state, _CLOSED
         self._pool.forget(self)
-        self._buffer = b""
-        consumer, self._consumer = self._consumer, None
+        head = self._head
+        consumer = self._forget_answer()
         if consumer is None:
             return
-        head = self._head
         if state == _AWAIT_HEAD:
-            failure = Failure.STALE if self.uses > 1 and not self._buffer else Failure.CLOSED_BEFORE_HEAD
+            failure = Failure.STALE if self.uses > 1 and not self._heard else Failure.CLOSED_BEFORE_HEAD
             consumer.response_failed(UpstreamError(failure, _lost("before the response head", exc)))
-        elif head is not None and head.framing == UNTIL_CLOSE and exc is None:
+        elif head is not None and head.framing == UNTIL_CLOSE and self._ended and exc is None:
             consumer.response_done()
         else:
             consumer.response_failed(UpstreamError(Failure.CUT, _lost("in the middle of the response", exc)))
@@ -265,13 +254,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> None:
         consumer = self._consumer
+        assert consumer is not None
         while True:
             end = data.find(b"\r\n\r\n") + 4
             if end < 4 or end > MAX_HEAD:
                 if len(data) > MAX_HEAD:
                     self._fail(Failure.PROTOCOL, f"the response head is larger than {MAX_HEAD} bytes")
-                    return
-                self._buffer = data
+                else:
+                    self._buffer = data
                 return
             try:
                 head = parse_response_head(data[:end], to_head_request=self._to_head_request)
@@ -280,145 +270,128 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             if head.status >= 200:
                 break
-            if head.status == 101:
-                self._fail(Failure.PROTOCOL, "the upstream switched protocols unasked")
-                return
-            assert consumer is not None
             consumer.response_interim(head)
             if self._consumer is None:
                 return
             data = data[end:]
         self._head = head
         self._buffer = b""
-        assert consumer is not None
-        consumer.response_head(head)
-        state = self._state
-        if state == _CLOSED or self._consumer is None:
-            return
-        rest = data[end:]
-        framing = head.framing
-        if framing == CHUNKED:
-            observe = self._observe if state == _RELAY else None
-            tracker = _ChunkTracker(observe)
-            parser = HttpResponseParser(tracker)
-            parser.feed_data(_CHUNKED_HEAD)
-            self._tracker = tracker
-            self._parser = parser
-        elif framing == LENGTH:
+        if head.framing == LENGTH:
             self._left = head.content_length
-        if state == _RELAY:
-            prefix, self._prefix = self._prefix, b""
-            self._relay_first(prefix, rest)
-        else:
+        consumer.response_head(head)
+        if self._consumer is None:
+            return
+        if head.framing == CHUNKED:
+            self._tracker = tracker = _ChunkTracker(self._observe)
+            self._feed = HttpResponseParser(tracker).feed_data
+            self._feed(_CHUNKED_HEAD)
+        rest = data[end:]
+        if self._state == _DISCARD:
             self._discard_body(rest)
+        elif rest or head.framing == NO_BODY:
+            self._take_body(rest)
+        else:
+            self._sink(b"")
 
-    def _relay_first(self, prefix: bytes, rest: bytes) -> None:
-        """The head goes out in one write with what has come of the body."""
-        head = self._head
-        sink = self._sink
-        assert head is not None
-        assert sink is not None
-        if not rest and head.framing != NO_BODY:
-            sink(prefix)
-            return
-        if not self._verbatim:
-            sink(prefix)
-            self._relay_body(rest)
-            return
+    def _take_body(self, data: bytes) -> None:
+        if self._feed is not None:
+            self._take_chunks(data)
+        else:
+            self._take_counted(data)
 
-        def first(data: bytes) -> None:
-            self._sink = sink
-            sink(prefix + data)
-
-        self._sink = first
-        self._relay_body(rest)
-        if self._sink is first:
-            # Broken framing: nothing of the body was passed on, the head is.
-            sink(prefix)
-
-    def _relay_body(self, data: bytes) -> None:
-        parser = self._parser
-        sink = self._sink
-        assert sink is not None
-        if parser is not None:
-            tracker = self._tracker
-            assert tracker is not None
-            try:
-                parser.feed_data(data)
-            except HttpParserError as exc:
-                self._fail(Failure.PROTOCOL, f"broken chunked encoding: {exc}")
-                return
-            if tracker.messages > 1:
-                self._fail(Failure.PROTOCOL, "bytes after the end of the response")
-                return
-            if self._verbatim:
-                sink(data)
-            if tracker.complete:
-                self._complete()
-            elif self._compact is not None:
-                self._count_shown(len(data))
-            return
+    def _take_counted(self, data: bytes) -> None:
         head = self._head
         assert head is not None
-        framing = head.framing
-        if framing == LENGTH:
+        left = 1
+        excess = False
+        if head.framing != UNTIL_CLOSE:
             left = self._left - len(data)
             if left < 0:
-                self._fail(Failure.PROTOCOL, "bytes after the end of the response")
-                return
+                excess = True
+                data = data[: self._left]
+                left = 0
             self._left = left
-        elif framing == NO_BODY:
-            if data:
-                self._fail(Failure.PROTOCOL, "bytes after the end of the response")
-                return
-            left = 0
-        else:
-            left = 1
-        if self._verbatim:
-            sink(data)
+        self._sink(data)
         if data and self._observe is not None:
             self._observe(data)
+        if self._state == _CLOSED:
+            return
         if not left:
-            self._complete()
+            self._complete(reusable=not excess)
         elif self._compact is not None:
-            self._count_shown(len(data))
+            self._shown += len(data)
+            if self._shown > COMPACT_BYTES:
+                self._shown = 0
+                self._compact()
 
-    def _count_shown(self, size: int) -> None:
-        self._shown += size
-        if self._shown > COMPACT_BYTES and self._compact is not None:
-            self._shown = 0
-            self._compact()
+    def _take_chunks(self, data: bytes) -> None:
+        feed = self._feed
+        tracker = self._tracker
+        assert feed is not None
+        assert tracker is not None
+        try:
+            feed(data)
+        except HttpParserError as exc:
+            self._fail_body("bytes after the end of the response" if tracker.complete else f"broken chunks: {exc}")
+            return
+        if self._state == _CLOSED:
+            return
+        if not tracker.complete:
+            self._segment = data if len(data) > 3 else self._segment[-3:] + data
+            self._sink(data)
+            if self._compact is not None:
+                self._shown += len(data)
+                if self._shown > COMPACT_BYTES:
+                    self._shown = 0
+                    self._compact()
+        elif tracker.messages > 1:
+            self._fail_body("bytes after the end of the response")
+        else:
+            excess = self._line_ends_behind(data)
+            self._sink(data[: len(data) - excess])
+            if self._state != _CLOSED:
+                self._complete(reusable=not excess)
+
+    def _line_ends_behind(self, data: bytes) -> int:
+        """How many bytes of `data` are line ends behind the end of the body: llhttp skips them unseen.
+
+        The last line that is not empty (the last chunk's, or a trailer) ends in CRLF, and one more CRLF ends the body.
+        """
+        tail = data[-8:]
+        if not tail.rstrip(b"\r\n"):
+            tail = self._segment[-4:] + data
+        return max(0, len(tail) - len(tail.rstrip(b"\r\n")) - 4)
+
+    def _with_head(self, data: bytes) -> None:
+        """The first call of the sink: the head goes out in one write with what has come of the body."""
+        prefix, self._prefix = self._prefix, b""
+        self._sink = self._write if self._verbatim else _nowhere
+        self._write(prefix + data if self._verbatim else prefix)
+
+    def _fail_body(self, detail: str) -> None:
+        """Broken framing: nothing of this read goes out, but the head does, so that the client sees an answer cut."""
+        if self._state != _CLOSED:
+            if self._prefix:
+                self._write(self._prefix)
+            self._fail(Failure.PROTOCOL, detail)
 
     def _discard_body(self, data: bytes) -> None:
         head = self._head
         assert head is not None
-        if head.framing == UNTIL_CLOSE or head.content_length > _DISCARD_MAX:
+        self._shown += len(data)
+        if head.framing == UNTIL_CLOSE or max(self._left, self._shown) > _DISCARD_MAX:
             self._complete(reusable=False)
-            return
-        if head.framing == CHUNKED:
-            self._left += len(data)
-            if self._left > _DISCARD_MAX:
-                self._complete(reusable=False)
-                return
-        self._sink = _nowhere
-        self._relay_body(data)
+        else:
+            self._take_body(data)
 
-    def _complete(self, *, reusable: bool = True) -> None:
-        consumer, self._consumer = self._consumer, None
-        head, self._head = self._head, None
-        self._parser = None
-        self._tracker = None
-        self._sink = None
-        self._observe = None
-        self._compact = None
-        self._buffer = b""
-        self._left = 0
+    def _complete(self, *, reusable: bool) -> None:
+        head = self._head
         assert head is not None
+        consumer = self._forget_answer()
         if (
             reusable
             and head.keep_alive
             and self.request_complete
-            and self._state != _CLOSED
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         ):
@@ -433,11 +406,28 @@ class UpstreamConnection(asyncio.Protocol):
             consumer.response_done()
 
     def _fail(self, failure: Failure, detail: str) -> None:
-        consumer, self._consumer = self._consumer, None
+        consumer = self._forget_answer()
         self._state = _CLOSED
         self.transport.abort()
         if consumer is not None:
             consumer.response_failed(UpstreamError(failure, detail))
+
+    def _forget_answer(self) -> Consumer | None:
+        """Let go of all that belongs to one answer. Gives who is to be told of its end."""
+        consumer, self._consumer = self._consumer, None
+        self._head = None
+        self._feed = None
+        self._tracker = None
+        self._sink = _nowhere
+        self._write = _nowhere
+        self._observe = None
+        self._compact = None
+        self._buffer = b""
+        self._prefix = b""
+        self._segment = b""
+        self._left = 0
+        self._shown = 0
+        return consumer
 
     # --- time
 
@@ -448,11 +438,11 @@ class UpstreamConnection(asyncio.Protocol):
         pool = self._pool
         if state == _IDLE:
             if self.quiet > pool.keepalive_ticks:
-                self.transport.close()
+                self.close()
         elif self._patient or state == _CLOSED:
             return
         elif state == _AWAIT_HEAD:
-            if self.quiet > pool.head_ticks and self.request_complete:
+            if self.quiet > pool.head_ticks:
                 self._fail(Failure.HEAD_TIMEOUT, "no response head in time")
         elif self._paused:
             if self.quiet > pool.idle_ticks and self._consumer is not None:
@@ -462,12 +452,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close an idle connection."""
+        self._state = _CLOSED
+        self._pool.forget(self)
         self.transport.close()
-
-
-def _nowhere(data: bytes) -> None:
-    """Sink of what is not wanted."""
 
 
 def _lost(when: str, exc: Exception | None) -> str:
     return f"the upstream closed the connection {when}" + (f" ({type(exc).__name__})" if exc else "")
+
+
+def _nowhere(data: bytes) -> None:
+    """Sink of what is not wanted."""
