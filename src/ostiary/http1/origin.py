@@ -24,6 +24,9 @@ _REFUSED: Final[tuple[IPNetwork, ...]] = tuple(
 )
 """Design §6: link-local and cloud metadata. Loopback and private networks are allowed: admins set base URLs."""
 
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+"""Behind it stands an IPv4 address (RFC 6052)."""
+
 
 class Origin(Struct, frozen=True):
     """Scheme, host and port of an upstream. `host` is without brackets."""
@@ -50,8 +53,8 @@ def split_base_url(url: str) -> tuple[Origin, str, str]:
         raise ValueError("must not hold a fragment")
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    if not (parts.path + parts.query).isascii() or " " in parts.path:
-        raise ValueError("must be ASCII; percent-encode the rest")
+    if not all("!" <= char <= "~" for char in parts.path + parts.query):
+        raise ValueError("must be visible ASCII; percent-encode the rest")
     host = parts.hostname.encode("idna").decode("ascii") if not parts.hostname.isascii() else parts.hostname
     return Origin(secure, host, port), parts.path.rstrip("/"), f"?{parts.query}" if parts.query else ""
 
@@ -64,9 +67,11 @@ def parse_networks(texts: Iterable[str]) -> tuple[IPNetwork, ...]:
 def is_refused(address: str, allowed: Sequence[IPNetwork]) -> bool:
     """Whether a resolved address must not be connected to."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    if mapped is not None:
-        ip = mapped
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in _NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
     if any(ip in network for network in allowed if network.version == ip.version):
         return False
     return any(ip in network for network in _REFUSED if network.version == ip.version)
@@ -76,7 +81,7 @@ def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
     """Whether `NO_PROXY` names this host: a name, a domain (with or without a leading dot), an address, a network, or `*`."""
     lowered = host.lower()
     for entry in no_proxy.lower().split(","):
-        name = entry.strip()
+        name = entry.strip().removeprefix("*.")
         if not name:
             continue
         if name == "*" or name in (lowered, f"{lowered}:{port}"):

@@ -3,6 +3,7 @@
 Rules
 - Idle connections of an origin are a plain last-in-first-out deque: the warmest goes first, the rest grow old and close.
 - An address is checked after the name was resolved and is what is connected to, so a name cannot change in between.
+- Of several addresses each is tried in turn, with its share of `connect_timeout`.
 - Through `HTTPS_PROXY` (CONNECT) the proxy resolves; only literal addresses can be checked then.
 """
 
@@ -62,7 +63,7 @@ class Pool:
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if not connection.transport.is_closing():
+            if connection.usable:
                 return connection
         return None
 
@@ -94,9 +95,8 @@ class Pool:
         except ssl.SSLCertVerificationError as exc:
             detail = f"the certificate of {origin.authority} was not accepted: {exc.verify_message}"
             failed(UpstreamError(Failure.CONNECT, detail))
-        except (OSError, ssl.SSLError) as exc:
-            reason = getattr(exc, "strerror", None) or type(exc).__name__
-            failed(UpstreamError(Failure.CONNECT, f"cannot connect to {origin.authority}: {reason}"))
+        except (OSError, ValueError) as exc:  # ValueError: a name that no resolver would be asked for
+            failed(UpstreamError(Failure.CONNECT, f"cannot connect to {origin.authority}: {_reason(exc)}"))
         else:
             ready(connection)
 
@@ -104,25 +104,20 @@ class Pool:
         proxy = self._limits.https_proxy
         if proxy and origin.secure and not bypasses_proxy(origin.host, origin.port, self._limits.no_proxy):
             return await self._open_through(proxy, origin)
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-        addresses = [info[4][0] for info in infos]
-        usable = [address for address in addresses if not is_refused(str(address), self._egress_allow)]
-        if not usable:
-            raise UpstreamError(
-                Failure.FORBIDDEN_ADDRESS,
-                f"{origin.host} is a link-local or cloud-metadata address; allow it with egress_allow if it is meant",
-            )
+        usable = await self._resolve(origin)
+        tls = self._tls if origin.secure else None
+        share = self._limits.connect_timeout / len(usable)
         failure: OSError | None = None
         for address in usable:
             try:
-                _, protocol = await loop.create_connection(
-                    lambda: UpstreamConnection(self, origin),
-                    str(address),
-                    origin.port,
-                    ssl=self._tls if origin.secure else None,
-                    server_hostname=origin.host if origin.secure else None,
-                )
+                async with asyncio.timeout(share):
+                    _, protocol = await asyncio.get_running_loop().create_connection(
+                        lambda: UpstreamConnection(self, origin),
+                        address,
+                        origin.port,
+                        ssl=tls,
+                        server_hostname=origin.host if tls is not None else None,
+                    )
             except ssl.SSLError:
                 raise
             except OSError as exc:
@@ -132,15 +127,34 @@ class Pool:
         assert failure is not None
         raise failure
 
+    async def _resolve(self, origin: Origin, flags: int = 0) -> list[str]:
+        """The addresses that may be connected to. Raises `OSError`, or `UpstreamError` where there are only others."""
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM, flags=flags)
+        addresses = [str(info[4][0]) for info in infos]
+        usable = [address for address in addresses if not is_refused(address, self._egress_allow)]
+        if not usable:
+            raise UpstreamError(
+                Failure.FORBIDDEN_ADDRESS,
+                f"{origin.host} is a link-local or cloud-metadata address; allow it with egress_allow if it is meant",
+            )
+        return usable
+
     async def _open_through(self, proxy: str, origin: Origin) -> UpstreamConnection:
         """A TLS connection through an HTTP proxy's CONNECT (RFC 9110 §9.3.6)."""
+        with contextlib.suppress(socket.gaierror):  # a name: the proxy resolves it
+            await self._resolve(origin, socket.AI_NUMERICHOST)
         loop = asyncio.get_running_loop()
         parts = urllib.parse.urlsplit(proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         tunnel = _Tunnel(loop.create_future())
-        transport, _ = await loop.create_connection(
-            lambda: tunnel, parts.hostname or "", port, ssl=self._tls if parts.scheme == "https" else None
-        )
+        try:
+            transport, _ = await loop.create_connection(
+                lambda: tunnel, parts.hostname or "", port, ssl=self._tls if parts.scheme == "https" else None
+            )
+        except (OSError, ValueError) as exc:
+            detail = f"cannot connect to the proxy {parts.hostname}:{port}: {_reason(exc)}"
+            raise UpstreamError(Failure.CONNECT, detail) from exc
         try:
             target = f"{origin.host}:{origin.port}" if ":" not in origin.host else f"[{origin.host}]:{origin.port}"
             request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
@@ -160,6 +174,8 @@ class Pool:
 
     def _adopt(self, protocol: asyncio.BaseProtocol) -> UpstreamConnection:
         connection = cast("UpstreamConnection", protocol)
+        if not connection.usable:  # its end has been told already, to nobody
+            raise UpstreamError(Failure.CONNECT, f"{connection.origin.authority} closed the connection at once")
         self._live.add(connection)
         return connection
 
@@ -168,9 +184,9 @@ class Pool:
         idle = self._idle.get(connection.origin)
         if idle is None:
             idle = self._idle[connection.origin] = deque()
-        if len(idle) >= self._limits.keepalive_pool:
-            idle.popleft().close()
         idle.append(connection)
+        if len(idle) > self._limits.keepalive_pool:
+            idle.popleft().close()
 
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection is closed."""
@@ -226,6 +242,10 @@ class _Tunnel(asyncio.Protocol):
 
     def _refused(self, detail: str) -> None:
         self.answered.set_exception(UpstreamError(Failure.CONNECT, detail))
+
+
+def _reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or type(exc).__name__
 
 
 def client_tls_context(ca_file: str = "") -> ssl.SSLContext:
