@@ -98,6 +98,8 @@ class ResponseHead(Head):
 
 def parse_request_head(raw: bytes) -> RequestHead:
     """Read a head, from its first byte to the blank line's end. Raises `HeadError`."""
+    if not raw[:1].isalpha():  # llhttp skips line ends before the method
+        raise HeadError(400, "this is not an HTTP/1.1 request; is the client speaking TLS or HTTP/2?")
     parser = HttpRequestParser(_SILENT)
     upgrade = False
     try:
@@ -147,9 +149,9 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
     parser = HttpResponseParser(_SILENT)
     try:
         parser.feed_data(raw)
-    except HttpParserUpgrade:
-        raise HeadError(502, "the upstream switched protocols unasked") from None
-    except HttpParserError as exc:
+    except (HttpParserUpgrade, HttpParserError) as exc:
+        if parser.get_status_code() == 101:
+            raise HeadError(502, "the upstream switched protocols unasked") from None
         raise HeadError(502, f"malformed HTTP response: {exc}") from None
     lines = raw[:-4].split(b"\r\n")
     status_line = lines.pop(0)
