@@ -155,7 +155,9 @@ def test_an_ostiary_token_is_no_own_credential():
     misplaced = decide.misplaced_tokens(fields, b"the-token")
     credential = decide.own_credential(SNAPSHOT.providers["anthropic"], fields, misplaced)
     assert credential == decide.Credential("byok", "sk-o...0000", None)
-    assert isinstance(decide.own_credential(SNAPSHOT.providers["openai"], {b"api-key": b"ost_x"}, {b"api-key"}), Refusal)
+    assert isinstance(
+        decide.own_credential(SNAPSHOT.providers["openai"], {b"api-key": b"ost_x"}, {b"api-key"}), Refusal
+    )
 
 
 def test_byok_without_an_own_credential_is_401_with_the_cure():

@@ -1,8 +1,10 @@
+import gzip
+
 import pytest
 
 from ostiary.core.records import ErrorType
-from ostiary.wire.errors import classify, read_error
-from ostiary.wire.facts import Format, ProviderError, clip
+from ostiary.wire.errors import classify, error_observer, read_error
+from ostiary.wire.facts import Format, ProviderError, ResponseFacts, clip
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,20 @@ def test_messages_are_cut_to_whole_characters() -> None:
     assert message == "é" * 512
     assert clip("a" + "é" * 2000) == "a" + "é" * 511
     assert clip("short") == "short"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_words_of_a_plain_error_are_observed(packed: bool) -> None:
+    observer = error_observer("responses", b"text/plain; charset=utf-8", b"gzip" if packed else b"")
+    assert observer is not None
+    body = b"no healthy upstream"
+    observer.feed(gzip.compress(body) if packed else body)
+    observer.compact()
+    assert observer.finish() == ResponseFacts(error=ProviderError(message="no healthy upstream"))
+
+
+def test_markup_is_not_observed_and_an_unknown_coding_is_told() -> None:
+    assert error_observer("messages", b"text/html", b"") is None
+    blind = error_observer("messages", b"text/plain", b"compress")
+    assert blind is not None
+    assert blind.finish().unparsed

@@ -47,7 +47,7 @@ from ostiary.wire.content_coding import (
     decode_body,
     narrow_accept_encoding,
 )
-from ostiary.wire.errors import classify
+from ostiary.wire.errors import classify, error_observer
 from ostiary.wire.facts import ProviderError, RequestError, RequestFacts
 from ostiary.wire.formats import observer_for, read_request
 from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
@@ -429,7 +429,11 @@ class Exchange:
             fields = head.fields
             coding = fields.get(b"content-encoding", b"")
             content = self._worker.settings.record_content
-            observer = self._observer = observer_for(wire_format, fields.get(b"content-type", b""), content, coding)
+            content_type = fields.get(b"content-type", b"")
+            observer = observer_for(wire_format, content_type, content, coding)
+            if observer is None and head.status >= 400:
+                observer = error_observer(wire_format, content_type, coding)
+            self._observer = observer
             if self._splices_usage and not coding and type(observer) is StreamObserver:
                 self._usage_filter = UsageChunkFilter()
         write = self._connection.write

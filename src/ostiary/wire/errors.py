@@ -10,8 +10,10 @@ from typing import Final
 
 from ostiary.core.records import ErrorType
 
-from .facts import Format, ProviderError, clip
+from .content_coding import MAX_RESPONSE, UnsupportedCodingError, decoder_for
+from .facts import Format, ProviderError, ResponseFacts, clip
 from .formats import read_body
+from .observer import BlindObserver, BodyObserver, Observer
 
 _TELLING: Final[dict[str, ErrorType]] = {
     "overloaded_error": "overloaded",
@@ -74,3 +76,18 @@ def read_error(format: Format, content_type: bytes, body: bytes) -> ProviderErro
         plain = media_type in (b"", b"text/plain")
         error = ProviderError(message=clip(body.decode("utf-8", "replace").strip()) if plain else "")
     return error
+
+
+def error_observer(
+    format: Format,  # noqa: A002 - its name
+    content_type: bytes,
+    content_encoding: bytes = b"",
+) -> Observer | None:
+    """The observer of an error answer that `formats.observer_for` has none for; None where it says nothing to people."""
+    if content_type.partition(b";")[0].strip().lower() not in (b"", b"text/plain"):
+        return None
+    try:
+        decoder = decoder_for(content_encoding, MAX_RESPONSE) if content_encoding else None
+    except UnsupportedCodingError as exc:
+        return BlindObserver(str(exc))
+    return BodyObserver(lambda body: ResponseFacts(error=read_error(format, content_type, body)), decoder)
