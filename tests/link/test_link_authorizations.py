@@ -154,7 +154,11 @@ class Desk:
         self.up = True
         self.noticed: list[bool] = []
         self.answers: list[Authorization] = []
-        self.asker = Authorizations(client.is_authorized, self.memory, lambda: self.up, self.noticed.append)
+        self.loaded = asyncio.Event()
+        self.loaded.set()
+        self.asker = Authorizations(
+            client.is_authorized, self.memory, lambda: self.up, self.noticed.append, self.loaded
+        )
 
     async def ask(self, token: bytes = TOKEN) -> Authorization:
         answered: asyncio.Future[Authorization] = asyncio.get_running_loop().create_future()
@@ -233,6 +237,22 @@ def test_a_known_token_is_not_kept_waiting_by_a_control_plane_that_hangs() -> No
         async with asyncio.timeout(authorizations.ANSWER_WITHIN - 1):
             assert (await desk.ask()).identity
         desk.far.hold.set()
+
+    sit(test)
+
+
+def test_who_is_let_in_before_the_first_snapshot_hears_so_after_it_and_a_stranger_at_once() -> None:
+    async def test(desk: Desk) -> None:
+        desk.loaded.clear()
+        asked = asyncio.create_task(desk.ask())
+        await until(lambda: desk.memory.fresh(TOKEN))
+        again = asyncio.create_task(desk.ask())
+        assert (await desk.ask(b"guess")).refusal is Refusal.UNKNOWN
+        assert not asked.done()
+        assert not again.done()
+        desk.loaded.set()
+        assert (await asked).identity
+        assert (await again).identity
 
     sit(test)
 

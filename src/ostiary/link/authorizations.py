@@ -8,6 +8,7 @@ Rules
 - Refused tokens stand in a table of their own for 5 s: strangers cannot push known people out. Both tables and the
   questions under way are bounded.
 - Equal questions of any number of workers are one question.
+- Who is let in before the first snapshot has come waits for it: an answer without one would let him into nothing.
 """
 
 import asyncio
@@ -144,7 +145,8 @@ class Memory:
 
 
 class Authorizations:
-    """Answers workers' questions. `ask(token_sha256, within)` is the RPC; `link_up` and `notice` are the heartbeat's."""
+    """Answers workers' questions. `ask(token_sha256, within)` is the RPC; `link_up` and `notice` are the heartbeat's;
+    `loaded` is set once workers have a snapshot."""
 
     def __init__(
         self,
@@ -152,18 +154,21 @@ class Authorizations:
         memory: Memory,
         link_up: Callable[[], bool],
         notice: Callable[[bool], None],
+        loaded: asyncio.Event,
     ) -> None:
         self._ask = ask
         self._memory = memory
         self._link_up = link_up
         self._notice = notice
+        self._loaded = loaded
         self._waiting: dict[bytes, set[Reply]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(CONCURRENT_QUESTIONS)
 
     def request(self, token_sha256: bytes, reply: Reply) -> None:
         """Call `reply` once, now or within `ANSWER_WITHIN` seconds."""
-        if answer := self._memory.fresh(token_sha256):
+        answer = self._memory.fresh(token_sha256)
+        if answer and (self._loaded.is_set() or answer.identity is None):
             reply(answer)
             return
         waiting = self._waiting.get(token_sha256)
@@ -191,6 +196,8 @@ class Authorizations:
         try:
             async with asyncio.timeout(within):
                 answer = await self._asked(token_sha256, time.monotonic() + within)
+                if answer.identity is not None:
+                    await self._loaded.wait()
         except TimeoutError:
             answer = self._unavailable(token_sha256, "the control plane did not answer in time")
         except ControlFailure as failure:

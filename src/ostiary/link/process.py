@@ -1,8 +1,9 @@
 """The link's process: one a machine, beside its workers.
 
 It ends with status 0 when told to drain and everything is shipped, 3 when records are left (they are on disk, and the
-next start ships them), 1 when the control plane refuses this gateway before it ever served. When it is refused later it
-tells the supervisor, goes on answering from what it knows, and waits to be told to drain.
+next start ships them; told a second time it hardly waits for them), 1 when the control plane refuses this gateway
+before it ever served. When it is refused later it tells the supervisor, goes on answering from what it knows, and waits
+to be told to drain.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ EXIT_REFUSED = 1
 EXIT_RECORDS_LEFT = 3
 STATE_INTERVAL = 5.0
 """Seconds between two tellings of the machine's state, and between two notes of the last contact."""
+HURRIED = 2.0
+"""Seconds to ship what is left once told to cut; none when nobody is there to take it."""
 BEAT_FILE = "link-beat"
 
 
@@ -50,6 +53,7 @@ class _Link:
         self._beat = _Beat(Path(settings.data_dir) / BEAT_FILE)
         self._connection = Connection(time.monotonic, settings.auth_grace, self._beat.last())
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._loaded = asyncio.Event()
         self._poll = SnapshotPoll(
             client,
             self._connection,
@@ -70,6 +74,7 @@ class _Link:
             Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace),
             link_up=lambda: self._connection.up,
             notice=lambda reached: self._poll.notice(reached=reached),
+            loaded=self._loaded,
         )
         self._workers = Workers(
             boot.workers,
@@ -137,12 +142,12 @@ class _Link:
                 case NewPeer() if fd is not None:
                     await self._workers.attach(order.worker, fd)
                 case Drain():
+                    within = self._settings.drain_timeout
                     if draining is not None:
                         draining.cancel()
-                        return self._drained(await self._shipper.pending())
+                        within = HURRIED if self._connection.up else 0.0
                     # who is refused ships nothing any more
-                    within = 0.0 if self._refused.done() else self._settings.drain_timeout
-                    draining = asyncio.create_task(self._shipper.drain(within))
+                    draining = asyncio.create_task(self._shipper.drain(0.0 if self._refused.done() else within))
                 case _:
                     log.error("ignoring an order", order=type(order).__name__)
 
@@ -156,6 +161,7 @@ class _Link:
 
     def _load(self, snapshot: Snapshot) -> None:
         self._workers.load(snapshot)
+        self._loaded.set()
 
     def _link_changed(self) -> None:
         self._workers.tell_state()

@@ -71,6 +71,8 @@ class Shipper:
         """Ship to empty; gives the number of records left after that many seconds."""
         deadline = time.monotonic() + within
         self.look_now()
+        if records := await self.pending():
+            log.info("shipping what is left", records=records, seconds=within)
         while self._unfinished():
             left = deadline - time.monotonic()
             if left <= 0:
