@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import ssl
 import time
@@ -24,6 +25,9 @@ log = structlog.get_logger()
 
 _BACKLOG = 4096
 _REPORT_INTERVAL = 5.0
+_TAKE_SECONDS = 1.0
+_READ_TURNS = 8
+"""Turns of the loop in which what a new connection has sent is read."""
 
 
 async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
@@ -45,9 +49,10 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     channel.worker = worker
     loop = asyncio.get_running_loop()
     connections = worker.connections
+    listener = socket.socket(fileno=fd)
     server = await loop.create_server(
         lambda: ClientConnection(connections),
-        sock=socket.socket(fileno=fd),
+        sock=listener,
         ssl=listener_tls.context if listener_tls is not None else None,
         backlog=_BACKLOG,
     )
@@ -57,6 +62,8 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     try:
         await _follow_orders(supervision, channel)
         ordering = asyncio.create_task(_second_drain(supervision, channel, cut))
+        worker.draining = True
+        await _take_what_has_come(listener)
         server.close()
         await worker.drain(cut)
         ordering.cancel()
@@ -76,6 +83,18 @@ async def _follow_orders(supervision: Supervision, channel: LinkChannel) -> None
             return
         if isinstance(order, NewPeer) and fd is not None:
             await _connect_link(channel, fd)
+
+
+async def _take_what_has_come(listener: socket.socket) -> None:
+    """Accept the connections, and read the requests, that the kernel holds for us already: a close would reset them."""
+    listener.listen(0)  # hardly any more of them
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    deadline = time.monotonic() + _TAKE_SECONDS
+    while waiting.poll(0) and time.monotonic() < deadline:  # noqa: ASYNC110 - the loop's own descriptor, looked at between its turns
+        await asyncio.sleep(0)
+    for _ in range(_READ_TURNS):
+        await asyncio.sleep(0)
 
 
 async def _second_drain(supervision: Supervision, channel: LinkChannel, cut: asyncio.Event) -> None:

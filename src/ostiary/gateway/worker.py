@@ -33,6 +33,8 @@ log = structlog.get_logger()
 _TICK_MAX: Final = 1.0
 _JOURNAL_LOG_INTERVAL: Final = 5.0
 _LOCATED_MAX: Final = 4096
+_FIRST_REQUEST_SECONDS: Final = 0.5
+_DRAIN_STEP: Final = 0.01
 
 
 class LiveExchange(Protocol):
@@ -206,7 +208,7 @@ class Worker:
     async def drain(self, cut: asyncio.Event) -> None:
         """Finish what runs, up to `drain_timeout` or until `cut` is set; then cut and record the rest as interrupted."""
         self.draining = True
-        self.connections.close_idle()
+        await self._close_idle(cut)
         if self._live:
             self._drained = asyncio.get_running_loop().create_future()
             cutting = asyncio.create_task(_cut_short(cut, self._drained))
@@ -218,6 +220,21 @@ class Worker:
         for exchange in tuple(self._live):
             exchange.interrupt()
         self.pool.close()
+
+    async def _close_idle(self, cut: asyncio.Event) -> None:
+        """Close connections without a request; to one that has only just been made, its first is on the way."""
+        deadline = time.monotonic() + _FIRST_REQUEST_SECONDS
+        while time.monotonic() < deadline and not cut.is_set():
+            fresh = False
+            for connection in tuple(self.connections):
+                if connection.requests:
+                    connection.close_if_idle()
+                else:
+                    fresh = True
+            if not fresh:
+                return
+            await asyncio.sleep(_DRAIN_STEP)
+        self.connections.close_idle()
 
 
 async def _cut_short(cut: asyncio.Event, drained: "asyncio.Future[None]") -> None:
