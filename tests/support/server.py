@@ -139,9 +139,15 @@ class Server:
         eventually(lambda: not any(alive(pid) for pid in family), what="all processes ended with their supervisor")
 
     def children(self, kind: str) -> list[int]:
-        """Pids of the child processes of a kind: worker, link, control, fake."""
+        """Pids of the child processes of a kind: worker, link, control, fake, postgres (the one that started the others)."""
         assert self.process is not None
-        return [pid for pid in descendants(self.process.pid) if f"ostiary.runtime.child {kind}" in command_line(pid)]
+        sign = "/postgres -D " if kind == "postgres" else f"ostiary.runtime.child {kind}"
+        return [pid for pid in descendants(self.process.pid) if sign in command_line(pid)]
+
+    def resident(self, kind: str) -> int:
+        """Bytes that the child processes of a kind hold in memory together."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.children(kind)]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def client(self, token: str = OWNER_TOKEN) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=20, verify=False)

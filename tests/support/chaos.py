@@ -1,0 +1,29 @@
+"""What the long runs are marked with, and how crashes are made."""
+
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+
+from tests.support.server import Server, alive, descendants, eventually
+
+chaos = pytest.mark.skipif(not os.environ.get("CHAOS"), reason="long: set CHAOS=1")
+
+
+def kill_everything(server: Server) -> None:
+    """`kill -9` of the supervisor and of every process below it, all at one moment."""
+    assert server.process is not None
+    family = [server.process.pid, *descendants(server.process.pid)]
+    for pid in family:
+        with suppress(ProcessLookupError):  # ended with its supervisor already
+            os.kill(pid, signal.SIGKILL)
+    server.process.wait(10)
+    eventually(lambda: not any(alive(pid) for pid in family), what="everything ended")
+
+
+def kill_and_await_successor(server: Server, kind: str) -> None:
+    """`kill -9` of the only child of a kind."""
+    (before,) = server.children(kind)
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: server.children(kind) not in ([], [before]), what=f"a new {kind}")
