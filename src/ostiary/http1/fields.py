@@ -3,6 +3,8 @@
 One table for both directions (design §6, reference D.12). Names are lower case.
 """
 
+from itertools import compress
+from operator import not_
 from typing import Final
 
 from .head import Head, RequestHead, ResponseHead
@@ -57,6 +59,9 @@ RESPONSE_DROPPED: Final = HOP_BY_HOP | {b"alt-svc", b"strict-transport-security"
 """They speak of the upstream's origin, not of ours."""
 
 
+_USUAL_CONNECTION: Final = (None, b"keep-alive", b"close")
+
+
 def kept_request_lines(head: RequestHead, dropped: frozenset[bytes]) -> list[bytes]:
     """The lines of `head` to send on, as they came."""
     return _kept(head, dropped)
@@ -68,7 +73,6 @@ def kept_response_lines(head: ResponseHead, dropped: frozenset[bytes]) -> list[b
 
 
 def _kept(head: Head, dropped: frozenset[bytes]) -> list[bytes]:
-    named = set(head.connection_options()) - dropped - _CONNECTION_ONLY
-    if named:
-        dropped |= named
-    return [line for name, line in zip(head.names, head.lines, strict=True) if name not in dropped]
+    if head.fields.get(b"connection") not in _USUAL_CONNECTION:
+        dropped = dropped.union(set(head.connection_options()) - _CONNECTION_ONLY)
+    return list(compress(head.lines, map(not_, map(dropped.__contains__, head.names))))

@@ -9,6 +9,7 @@ Rules
 - Field lines are kept as they came, so that an outgoing head can be joined from them.
 """
 
+import operator
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
@@ -38,6 +39,14 @@ _HOST: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-
 _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 
 _DIGITS_MAX: Final = 15
+
+
+_CREDENTIALS: Final = frozenset(
+    b"authorization proxy-authorization cookie set-cookie api-key x-api-key x-ostiary-token x-ostiary-front-door".split()
+    + b"x-ostiary-gateway-key x-coder-ai-governance-token".split()
+)
+_KEPT_LINES: Final = 2048
+_KEPT_LINE_MAX: Final = 160
 
 
 class _Silent:
@@ -178,19 +187,47 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
     return head
 
 
-def _read_fields(head: Head, single: frozenset[bytes]) -> None:
-    fields = head.fields
-    names = head.names
-    for line in head.lines:
+class _Lines(dict[bytes, tuple[bytes, bytes]]):
+    """Field lines as (lower-cased name, value). Most lines of most heads are the same again and again, so they are kept.
+
+    Bounded, and credentials are not kept.
+    """
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
         name, _, value = line.partition(b":")
         name = name.lower()
-        names.append(name)
-        value = value.strip(b" \t")
-        if name in fields:
-            if name in single:
-                raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
-            value = fields[name] + b", " + value
-        fields[name] = value
+        pair = (name, value.strip(b" \t"))
+        if len(line) <= _KEPT_LINE_MAX and name not in _CREDENTIALS:
+            if len(self) >= _KEPT_LINES:
+                self.clear()
+            self[line] = pair
+        return pair
+
+
+_taken_apart: Final = _Lines().__getitem__
+_first: Final = operator.itemgetter(0)
+
+
+def _joined(pairs: list[tuple[bytes, bytes]], single: frozenset[bytes]) -> dict[bytes, bytes]:
+    """Fields of which some came more than once."""
+    fields: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        if name not in fields:
+            fields[name] = value
+        elif name in single:
+            raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
+        else:
+            fields[name] = fields[name] + b", " + value
+    return fields
+
+
+def _read_fields(head: Head, single: frozenset[bytes]) -> None:
+    pairs = list(map(_taken_apart, head.lines))
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        fields = _joined(pairs, single)
+    head.fields = fields
+    head.names = list(map(_first, pairs))
     length = fields.get(b"content-length")
     if length is not None:
         if not length.isdigit() or len(length) > _DIGITS_MAX:
@@ -205,7 +242,7 @@ def _read_fields(head: Head, single: frozenset[bytes]) -> None:
             raise HeadError(400, "the only Transfer-Encoding understood is chunked, and in HTTP/1.1 only")
         head.framing = CHUNKED
     connection = fields.get(b"connection")
-    if connection is not None:
+    if connection is not None and connection != b"keep-alive":
         head.keep_alive = head.keep_alive and b"close" not in head.connection_options()
 
 
