@@ -406,6 +406,7 @@ class Exchange:
         self._connecting = None
         if self._state == _CONNECT:
             self._sent_ns = perf_counter_ns()
+            self._worker.metrics.upstream_failed(self._admission.provider.name, error.failure)
             self._attempted(0, error.detail)
             self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
 
