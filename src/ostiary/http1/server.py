@@ -1,7 +1,7 @@
 """One client connection: heads in, bodies in, answers out.
 
-    READ_HEAD ──head──▶ HOLD ──collect/stream──▶ READ_BODY ──end──▶ BUSY ──finish──▶ READ_HEAD
-                          ├──finish, a small body unread──▶ SKIP ──end──▶ READ_HEAD
+    READ_HEAD ──head──▶ HOLD ──collect/stream──▶ READ_BODY ──end──▶ BUSY ──finish──▶ NEXT ──▶ READ_HEAD
+                          ├──finish, a small body unread──▶ SKIP ──end──▶ NEXT
                           └──answer/refuse──▶ LINGER ──▶ CLOSED
 
 Rules
@@ -27,9 +27,10 @@ _READ_HEAD: Final = 0
 _HOLD: Final = 1
 _READ_BODY: Final = 2
 _BUSY: Final = 3
-_SKIP: Final = 4
-_LINGER: Final = 5
-_CLOSED: Final = 6
+_NEXT: Final = 4
+_SKIP: Final = 5
+_LINGER: Final = 6
+_CLOSED: Final = 7
 
 _PIPELINE_MAX: Final = 128 * 1024
 _LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -73,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         "_chunks",
         "_collected",
         "_collecting",
+        "_held_back",
         "_left",
         "_limit",
         "_lingered",
@@ -100,6 +102,7 @@ class ClientConnection(asyncio.Protocol):
         self._limit = 0
         self._reserve: Callable[[int], bool] | None = None
         self._chunks: ChunkedReader | None = None
+        self._held_back = False
         self._reading_paused = False
         self._writing_paused = False
         self._lingered = 0
@@ -164,8 +167,8 @@ class ClientConnection(asyncio.Protocol):
         self._writing_paused = False
         if self.exchange is not None:
             self.exchange.client_resumed()
-        elif self._state == _READ_HEAD:
-            self._read_on()
+        elif self._state == _NEXT:
+            self._next_turn()
 
     # --- reading
 
@@ -223,10 +226,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if head.expect_continue and head.framing != NO_BODY and not self._buffer:
             self.write(CONTINUE)
-        self._resume_reading()  # first: who takes the body may pause it
         data, self._buffer = self._buffer, b""
         if data or head.framing == NO_BODY:
             self._take_body(data)
+        self._allow_reading()
 
     def _take_body(self, data: bytes) -> None:
         chunks = self._chunks
@@ -356,26 +359,29 @@ class ClientConnection(asyncio.Protocol):
             self._next_request()
 
     def _next_request(self) -> None:
-        self._state = _READ_HEAD
         self._chunks = None
         self._left = 0
+        self._held_back = False
         self.quiet = 0
         if self._writing_paused:
-            # Who does not take answers gets no more of them: they would pile up here.
-            self._pause_reading()
-        else:
-            self._read_on()
-
-    def _read_on(self) -> None:
-        self._resume_reading()
-        if self._buffer:
+            self._state = _NEXT  # who does not take answers gets no more of them: they would pile up here
+        elif self._buffer:
+            self._state = _NEXT
             # A pipelined request; from the loop, so that a long pipeline does not recurse.
-            asyncio.get_running_loop().call_soon(self._next_pipelined)
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        else:
+            self._state = _READ_HEAD
+            self._resume_reading()
 
-    def _next_pipelined(self) -> None:
-        if self._state == _READ_HEAD and self._buffer:
-            data, self._buffer = self._buffer, b""
+    def _next_turn(self) -> None:
+        if self._state != _NEXT:
+            return
+        self._state = _READ_HEAD
+        data, self._buffer = self._buffer, b""
+        if data:
             self._look_for_head(data)
+        if self._state == _READ_HEAD:
+            self._resume_reading()
 
     def abort(self) -> None:
         """End the connection without a clean end; what was written before is flushed first.
@@ -425,10 +431,15 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """The upstream does not take the body as fast as it comes."""
+        self._held_back = True
         self._pause_reading()
 
     def resume_reading(self) -> None:
-        if len(self._buffer) <= _PIPELINE_MAX:
+        self._held_back = False
+        self._allow_reading()
+
+    def _allow_reading(self) -> None:
+        if not self._held_back and len(self._buffer) <= _PIPELINE_MAX:
             self._resume_reading()
 
     def _pause_reading(self) -> None:
@@ -449,6 +460,9 @@ class ClientConnection(asyncio.Protocol):
         self.quiet += 1
         if state == _READ_HEAD:
             self._sweep_head()
+        elif state == _NEXT:
+            if self._taken_too_slowly():
+                self.reset()
         elif state == _READ_BODY:
             if self.quiet > self._shared.body_ticks and self.exchange is not None and not self._reading_paused:
                 self.exchange.request_stalled()
@@ -457,10 +471,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _sweep_head(self) -> None:
         shared = self._shared
-        if self._writing_paused:
-            if self._taken_too_slowly():
-                self.reset()
-        elif self._buffer:
+        if self._buffer:
             # Not reset by reads: a head that comes byte by byte has its time too.
             self._left += 1
             if self._left > shared.head_ticks:
@@ -492,7 +503,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Drain: serves no request, or none that is not answered."""
-        if self._state == _READ_HEAD and not self._buffer:
+        if self._state in (_READ_HEAD, _NEXT) and not self._buffer:
             self._close()
         elif self._state == _SKIP:
             self._close_lingering()
