@@ -9,7 +9,8 @@
 `snapshot`        the set of providers that a request is served from
 `authorizations`  who a token is: cache and pending questions
 `refusals`        answers of our own, in the provider's error shape; pure
-`settle`          facts of an answer to the records of its end; pure
+`heads`           the heads that go out, to the upstream and to the client; pure
+`recording`       the two records of an interception, from the facts of request and answer; pure
 `journal`         where records are before the link has shipped them
 `metrics`         counters of this path behind pre-resolved handles
 `link_channel`    the worker's end of its socket to the link

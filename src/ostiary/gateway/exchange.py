@@ -15,37 +15,30 @@ from hashlib import sha256
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall, detect_client, session_id
+from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall
 from ostiary.core.identity import Identity
-from ostiary.core.ids import child_id, new_id
+from ostiary.core.ids import new_id
 from ostiary.core.records import (
     Attempt,
     InterceptionEnd,
     InterceptionStart,
     Outcome,
-    Prompt,
     Trace,
     encode_record,
 )
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.fields import (
-    CREDENTIALS,
-    REQUEST_DROPPED,
     RESPONSE_DROPPED,
-    kept_request_lines,
     kept_response_lines,
 )
-from ostiary.http1.head import LENGTH, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
+from ostiary.http1.head import LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
-from ostiary.http1.upstream import UpstreamConnection
+from ostiary.http1.upstream import COMPACT_BYTES, UpstreamConnection
 from ostiary.wire.content_coding import (
     CodingError,
     DecodedTooLongError,
     UnsupportedCodingError,
     decode_body,
-    narrow_accept_encoding,
 )
 from ostiary.wire.errors import classify, error_observer
 from ostiary.wire.facts import ProviderError, RequestError, RequestFacts
@@ -55,10 +48,11 @@ from ostiary.wire.observer import Observer, StreamObserver
 
 from . import decide
 from .authorizations import Answer
+from .heads import client_head, server_timing, upstream_head
 from .journal import JournalError
+from .recording import Ending, end_record, error_type_of, error_type_of_failure, start_record, without_content
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
-from .settle import PROMPT_CHILD, Ending, end_record, error_type_of, error_type_of_failure, without_content
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -74,13 +68,7 @@ _DONE: Final = 6
 _LARGE_BODY: Final = 4 * 1024 * 1024
 """Bodies from here on are checked one at a time (design §6)."""
 
-_DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding"}
-_DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
-_RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
-_IDENTITY_LINE: Final = b"Accept-Encoding: identity\r\n"
-_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
-_NO_CREDENTIAL: Final = decide.Credential("centralized", "", None)
 _BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
 )
@@ -124,6 +112,7 @@ class Exchange:
     _splices_usage: bool = False
     _start: InterceptionStart
     _state: int = _IDENTIFY
+    _unread: int = 0
     _upstream: UpstreamConnection | None = None
     _upstream_head: bytes = b""
 
@@ -271,42 +260,18 @@ class Exchange:
     ) -> bool:
         worker = self._worker
         journal = worker.journal
-        fields = self._head.fields
-        identity = self._identity
-        provider = self._admission.provider
-        route = self._admission.route
-        client = detect_client(fields)
-        prompt = facts.prompt
-        if prompt is not None and (worker.settings.record_content == "none" or journal.shed_content):
-            prompt = None
-        known = credential if isinstance(credential, decide.Credential) else _NO_CREDENTIAL
-        started = InterceptionStart(
+        started = start_record(
             self.id,
-            identity.owner_id,
-            identity.api_key_id,
-            provider.family,
-            provider.name,
-            facts.model,
-            route.label,
             (time_ns() - perf_counter_ns() + self._t0) // 1000,
-            facts.stream,
-            route.kind,
-            client,
-            fields.get(b"user-agent", b"").decode("latin-1")[:512],
-            session_id(client, fields, facts.user_id),
-            facts.correlating_tool_call_id,
-            known.kind,
-            known.hint,
-            worker.revision,
-            "",
-            Prompt(child_id(self.id, PROMPT_CHILD), prompt) if prompt is not None else None,
+            self._identity,
+            self._admission,
+            credential,
+            self._head.fields,
+            facts,
+            revision=worker.revision,
+            with_prompt=worker.settings.record_content != "none" and not journal.shed_content,
+            firewall=firewall,
         )
-        if firewall is not None:
-            started = msgspec.structs.replace(
-                started,
-                agent_firewall_session_id=firewall.session_id,
-                agent_firewall_sequence_number=firewall.sequence_number,
-            )
         try:
             journal.append_start(encode_record(started))
         except JournalError as error:
@@ -315,7 +280,7 @@ class Exchange:
             return False
         self._start = started
         self._recorded = True
-        self._inflight = inflight = worker.metrics.inflight(provider.name, facts.model, route.label)
+        self._inflight = inflight = worker.metrics.inflight(started.provider_name, started.model, started.route)
         inflight[0] += 1
         self._stages["record"] = perf_counter_ns()
         return True
@@ -350,32 +315,14 @@ class Exchange:
 
     def _send(self, body: bytes, credential: decide.Credential) -> None:
         head = self._head
-        fields = head.fields
         admission = self._admission
-        key = credential.key
-        dropped = _DROPPED_BYOK | self._misplaced if key is None else _DROPPED_CENTRALIZED
-        coding_line = b""
-        if self._splices_usage:
-            coding_line = _IDENTITY_LINE
-            if b"content-encoding" in fields:
-                dropped |= {b"content-encoding"}
-        elif b"accept-encoding" in fields:
-            coding_line = b"Accept-Encoding: " + narrow_accept_encoding(fields[b"accept-encoding"]) + b"\r\n"
-        lines = kept_request_lines(head, dropped)
-        lines.append(b"")
-        has_body = body or head.framing != NO_BODY or head.method in _WITH_BODY
-        self._upstream_head = b"".join(
-            (
-                head.method,
-                b" ",
-                admission.upstream_path,
-                admission.provider.upstream_query(head.query),
-                admission.head_tail,
-                b"\r\n".join(lines),
-                b"" if key is None else key.line,
-                coding_line,
-                b"Content-Length: %d\r\n\r\n" % len(body) if has_body else b"\r\n",
-            )
+        self._upstream_head = upstream_head(
+            head,
+            admission,
+            credential.key,
+            len(body),
+            misplaced=self._misplaced,
+            reads_plain=self._splices_usage,
         )
         self._body = body
         pool = self._worker.pool
@@ -441,36 +388,35 @@ class Exchange:
         if head.framing == UNTIL_CLOSE or self._usage_filter is not None:
             # In chunks of ours: an event can be withheld, and a cut can be told from the end.
             self._rechunked = True
-            write(self._client_head(head, rechunked=True))  # here: what is observed is written before what is relayed
+            write(self._client_head(head))  # here: what is observed is written before what is relayed
             upstream.relay(b"", write, self._rechunk, verbatim=False)
         elif observer is None:
-            upstream.relay(self._client_head(head, rechunked=False), write, None)
+            upstream.relay(self._client_head(head), write, None)
         else:
-            upstream.relay(self._client_head(head, rechunked=False), write, observer.feed, compact=observer.compact)
+            upstream.relay(self._client_head(head), write, observer.feed, compact=observer.compact)
 
-    def _client_head(self, head: ResponseHead, *, rechunked: bool) -> bytes:
-        dropped = RESPONSE_DROPPED if self._presented.byok else _RESPONSE_CENTRALIZED
-        if rechunked:
-            dropped |= {b"content-length", b"transfer-encoding"}
-        lines = kept_response_lines(head, dropped)
-        status_line = head.status_line if head.minor else b"HTTP/1.1 " + head.status_line[9:]
-        lines.insert(0, status_line)
+    def _client_head(self, head: ResponseHead) -> bytes:
+        return client_head(
+            head,
+            self._id_line(),
+            byok=self._presented.byok,
+            rechunked=self._rechunked,
+            keeps_client=self._keeps_client(),
+            timing=server_timing(self._stages, self._t0) if b"x-ostiary-timing" in self._head.fields else b"",
+        )
+
+    def _id_line(self) -> bytes:
         name = b"x-ostiary-interception-id: " if self._recorded else b"x-ostiary-request-id: "
-        lines.append(name + self.id.encode("ascii"))
-        if rechunked:
-            lines.append(b"Transfer-Encoding: chunked")
-        if b"x-ostiary-timing" in self._head.fields:
-            lines.append(b"Server-Timing: " + self._server_timing())
-        if not self._keeps_client():
-            lines.append(b"Connection: close")
-        lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+        return name + self.id.encode("ascii")
 
     def _rechunk(self, payload: bytes) -> None:
         observer = self._observer
         if observer is not None:
             observer.feed(payload)
-            observer.compact()
+            self._unread += len(payload)
+            if self._unread > COMPACT_BYTES:
+                self._unread = 0
+                observer.compact()
         usage_filter = self._usage_filter
         self._write_chunk(payload if usage_filter is None else usage_filter.feed(payload))
 
@@ -547,9 +493,7 @@ class Exchange:
         provider = snapshot.providers.get(self._target.provider) if snapshot is not None else None
         shape = shape_of(self._target.rest, provider.family if provider is not None else None)
         body = error_body(shape, refusal.status, refusal.message)
-        name = b"x-ostiary-interception-id: " if self._recorded else b"x-ostiary-request-id: "
-        id_line = name + self.id.encode("ascii") + b"\r\n"
-        self._connection.answer(refusal_head(refusal, len(body), id_line), body)
+        self._connection.answer(refusal_head(refusal, len(body), self._id_line() + b"\r\n"), body)
 
     def client_gone(self) -> None:
         if self._state == _DONE:
@@ -700,15 +644,6 @@ class Exchange:
             {name: (at - t0) // 1000 for name, at in self._stages.items()},
             list(self._notes),
         )
-
-    def _server_timing(self) -> bytes:
-        """Durations in ms of each stage, in order (W3C Server Timing)."""
-        parts = []
-        before = self._t0
-        for name, at in self._stages.items():
-            parts.append(f"{name};dur={(at - before) / 1e6:.3f}")
-            before = at
-        return ", ".join(parts).encode("ascii")
 
 
 def _bad_request(error: ValueError) -> Refusal:

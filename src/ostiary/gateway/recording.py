@@ -1,25 +1,35 @@
-"""From the facts of an answer to the record of an interception's end. Pure."""
+"""The two records of an interception: what a request says of itself, and how it ended. Pure."""
 
 from typing import Any, Final, Literal
 
+import msgspec
+
+from ostiary.core.agents import AgentFirewall, detect_client, session_id
+from ostiary.core.identity import Identity
 from ostiary.core.ids import child_id
 from ostiary.core.records import (
     MAX_ERROR_MESSAGE,
+    CredentialKind,
     ErrorType,
     InterceptionEnd,
+    InterceptionStart,
     ModelThought,
     Outcome,
+    Prompt,
     TokenUsage,
     ToolUsage,
     Trace,
 )
 from ostiary.http1.errors import Failure
-from ostiary.wire.facts import ResponseFacts, ToolCall, Usage
+from ostiary.wire.facts import RequestFacts, ResponseFacts, ToolCall, Usage
+
+from .decide import Admission, Credential
+from .refusals import Refusal
 
 RecordContent = Literal["none", "prompts", "full"]
 
-PROMPT_CHILD: Final = 1
-FIRST_CHILD: Final = 2
+_PROMPT_CHILD: Final = 1
+_FIRST_CHILD: Final = 2
 """Numbers of what belongs to an interception (`core.ids.child_id`): its prompt, then usage, tool calls, thoughts."""
 
 
@@ -60,6 +70,60 @@ def clip(message: str) -> str:
     return message if len(raw) <= MAX_ERROR_MESSAGE else raw[:MAX_ERROR_MESSAGE].decode("utf-8", "ignore")
 
 
+def start_record(
+    interception_id: str,
+    started_us: int,
+    identity: Identity,
+    admission: Admission,
+    credential: Credential | Refusal,
+    fields: dict[bytes, bytes],
+    facts: RequestFacts,
+    *,
+    revision: int,
+    with_prompt: bool,
+    firewall: AgentFirewall | None,
+) -> InterceptionStart:
+    """The start of an interception, as it goes to the journal before the request goes upstream."""
+    provider = admission.provider
+    route = admission.route
+    client = detect_client(fields)
+    kind: CredentialKind = "centralized"
+    hint = ""
+    if isinstance(credential, Credential):
+        kind, hint = credential.kind, credential.hint
+    prompt = None
+    if with_prompt and facts.prompt is not None:
+        prompt = Prompt(child_id(interception_id, _PROMPT_CHILD), facts.prompt)
+    started = InterceptionStart(
+        interception_id,
+        identity.owner_id,
+        identity.api_key_id,
+        provider.family,
+        provider.name,
+        facts.model,
+        route.label,
+        started_us,
+        facts.stream,
+        route.kind,
+        client,
+        fields.get(b"user-agent", b"").decode("latin-1")[:512],
+        session_id(client, fields, facts.user_id),
+        facts.correlating_tool_call_id,
+        kind,
+        hint,
+        revision,
+        "",
+        prompt,
+    )
+    if firewall is None:
+        return started
+    return msgspec.structs.replace(
+        started,
+        agent_firewall_session_id=firewall.session_id,
+        agent_firewall_sequence_number=firewall.sequence_number,
+    )
+
+
 def end_record(
     interception_id: str,
     now_us: int,
@@ -71,7 +135,7 @@ def end_record(
     trace: Trace,
     content: RecordContent,
 ) -> InterceptionEnd:
-    """The end of an interception. What belongs to it is numbered on from `FIRST_CHILD`."""
+    """The end of an interception. What belongs to it is numbered on from its prompt's number."""
     if facts is None:
         return InterceptionEnd(
             interception_id,
@@ -85,7 +149,7 @@ def end_record(
         )
     response_id = facts.response_id
     usage = facts.usage
-    number = FIRST_CHILD
+    number = _FIRST_CHILD
     usages = _NONE if usage is None else [_token_usage(child_id(interception_id, number), now_us, response_id, usage)]
     tools: list[ToolUsage] = _NONE
     thoughts: list[ModelThought] = _NONE

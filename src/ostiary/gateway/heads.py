@@ -1,0 +1,93 @@
+"""The heads that go out: to the upstream, and to the client. Pure; joined from the lines that came in (design §6)."""
+
+from typing import Final
+
+from ostiary.http1.fields import (
+    CREDENTIALS,
+    REQUEST_DROPPED,
+    RESPONSE_DROPPED,
+    kept_request_lines,
+    kept_response_lines,
+)
+from ostiary.http1.head import NO_BODY, RequestHead, ResponseHead
+from ostiary.wire.content_coding import narrow_accept_encoding
+
+from .decide import Admission
+from .providers import RuntimeKey
+
+_DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding"}
+_DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
+_RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
+_LENGTH_FIELDS: Final = frozenset((b"content-length", b"transfer-encoding"))
+_CODING: Final = frozenset((b"content-encoding",))
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+
+
+def upstream_head(
+    head: RequestHead,
+    admission: Admission,
+    key: RuntimeKey | None,
+    body_length: int,
+    *,
+    misplaced: frozenset[bytes],
+    reads_plain: bool,
+) -> bytes:
+    """The head of the request that goes upstream.
+
+    `key` None: the client's own credential stays, but for what is in `misplaced` (fields with an Ostiary token).
+    `reads_plain`: the body is sent and the answer wanted without content coding; else the client's `Accept-Encoding`
+    goes on, narrowed to what we read.
+    """
+    dropped = _DROPPED_BYOK | misplaced if key is None else _DROPPED_CENTRALIZED
+    accepted = head.fields.get(b"accept-encoding")
+    coding_line = b""
+    if reads_plain:
+        coding_line = b"Accept-Encoding: identity\r\n"
+        dropped |= _CODING
+    elif accepted is not None:
+        coding_line = b"Accept-Encoding: " + narrow_accept_encoding(accepted) + b"\r\n"
+    lines = kept_request_lines(head, dropped)
+    lines.append(b"")
+    has_body = body_length or head.framing != NO_BODY or head.method in _WITH_BODY
+    return b"".join(
+        (
+            head.method,
+            b" ",
+            admission.upstream_path,
+            admission.provider.upstream_query(head.query),
+            admission.head_tail,
+            b"\r\n".join(lines),
+            b"" if key is None else key.line,
+            coding_line,
+            b"Content-Length: %d\r\n\r\n" % body_length if has_body else b"\r\n",
+        )
+    )
+
+
+def client_head(
+    head: ResponseHead, id_line: bytes, *, byok: bool, rechunked: bool, keeps_client: bool, timing: bytes
+) -> bytes:
+    """The head of the answer to the client. `rechunked`: its body goes out in chunks of ours; `timing` may be empty."""
+    dropped = RESPONSE_DROPPED if byok else _RESPONSE_CENTRALIZED
+    if rechunked:
+        dropped |= _LENGTH_FIELDS
+    lines = kept_response_lines(head, dropped)
+    lines.insert(0, head.status_line if head.minor else b"HTTP/1.1 " + head.status_line[9:])
+    lines.append(id_line)
+    if rechunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    if timing:
+        lines.append(b"Server-Timing: " + timing)
+    if not keeps_client:
+        lines.append(b"Connection: close")
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def server_timing(stages: dict[str, int], since_ns: int) -> bytes:
+    """Durations in ms of each stage, in order (W3C Server Timing)."""
+    parts = []
+    for name, at in stages.items():
+        parts.append(f"{name};dur={(at - since_ns) / 1e6:.3f}")
+        since_ns = at
+    return ", ".join(parts).encode("ascii")
