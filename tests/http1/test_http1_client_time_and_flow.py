@@ -1,0 +1,370 @@
+"""Time-outs and back-pressure of a client connection. A tick is a second, and the tests drive the clock."""
+
+import pytest
+from http1_stage import App, ClientStage, Limits, Request, ok, perform, turns
+
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+POST = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+HEAD_TIME = int(Limits.head_timeout)
+IDLE_TIME = int(Limits.keepalive_timeout)
+BODY_TIME = int(Limits.body_timeout)
+LINGER_QUIET, LINGER_TOTAL = 5, 30
+
+
+def hold(_: Request) -> None:
+    """The application has not decided yet."""
+
+
+# --- waiting for a request
+
+
+def test_a_silent_connection_is_closed_after_the_head_time() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        stage.ticks(HEAD_TIME)
+        assert not stage.wire.closed
+        stage.ticks(1)
+        assert stage.wire.closed
+        assert not stage.wire.sent
+        await turns()
+        assert not stage.connections
+
+    perform(play)
+
+
+def test_a_head_that_comes_byte_by_byte_has_its_time_and_no_more() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        stage.wire.arrives(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(HEAD_TIME):
+            stage.ticks(1)
+            stage.wire.arrives(b"y")
+        assert not stage.wire.sent
+        stage.ticks(1)
+        assert bytes(stage.wire.sent).startswith(b"HTTP/1.1 408 ")
+        assert stage.wire.eof_sent
+
+    perform(play)
+
+
+def test_empty_lines_keep_no_connection_alive() -> None:
+    async def play() -> None:
+        for first in (b"", GET):
+            stage = ClientStage()
+            if first:
+                stage.wire.arrives(first)
+            ticks = 0
+            while not (stage.wire.closed or stage.wire.eof_sent):
+                stage.wire.arrives(b"\r\n" if ticks % 2 else b"\r")
+                stage.ticks(1)
+                ticks += 1
+            assert ticks <= HEAD_TIME + 1
+
+    perform(play)
+
+
+def test_an_idle_connection_is_kept_for_the_keepalive_time() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        for _ in range(3):
+            stage.wire.arrives(GET)
+            stage.ticks(IDLE_TIME)
+            assert not stage.wire.closed
+        stage.ticks(1)
+        assert stage.wire.closed
+        assert not stage.wire.aborted
+
+    perform(play)
+
+
+def test_the_keepalive_time_starts_with_the_end_of_the_answer() -> None:
+    async def play() -> None:
+        for waits in (hold, lambda r: r.connection.collect(10)):
+            stage = ClientStage(App(begin=waits))
+            stage.wire.arrives(GET)
+            stage.ticks(500)
+            ok(stage.request)
+            stage.ticks(IDLE_TIME)
+            assert not stage.wire.closed
+            stage.ticks(1)
+            assert stage.wire.closed
+
+    perform(play)
+
+
+# --- waiting for a body
+
+
+def test_a_body_that_stops_coming_is_told_of_and_progress_is_not() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(stalled=lambda r: r.refuse(b"408 Request Timeout")))
+        stage.wire.arrives(POST[:-5])
+        for byte in b"hel":
+            stage.ticks(BODY_TIME)
+            stage.wire.arrives(bytes([byte]))
+        stage.ticks(BODY_TIME)
+        assert stage.request.words == []
+        stage.ticks(1)
+        assert stage.request.words == ["stalled"]
+        assert bytes(stage.wire.sent).startswith(b"HTTP/1.1 408 ")
+        assert stage.wire.eof_sent
+        stage.wire.arrives(b"lo" + GET)
+        await turns()
+        assert len(stage.app.requests) == 1
+
+    perform(play)
+
+
+def test_a_body_that_is_held_back_does_not_stall() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=lambda r: r.connection.stream()))
+        stage.wire.arrives(POST[:-3])
+        stage.connection.pause_reading()
+        stage.ticks(BODY_TIME * 10)
+        assert stage.request.words == ["piece"]
+        stage.connection.resume_reading()
+        stage.wire.arrives(b"llo")
+        await turns()
+        assert stage.request.body == b"hello"
+
+    perform(play)
+
+
+def test_no_time_runs_while_the_application_works() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(body=hold))
+        stage.wire.arrives(POST)
+        stage.ticks(10_000)
+        assert not stage.wire.closed
+        ok(stage.request)
+        assert stage.wire.sent.endswith(b"/b hello")
+
+    perform(play)
+
+
+# --- back-pressure
+
+
+def test_a_pause_in_the_first_piece_is_kept() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=lambda r: r.connection.stream(), piece=lambda r: r.connection.pause_reading()))
+        stage.wire.arrives(POST[:-3])
+        assert stage.request.words == ["piece"]
+        assert not stage.wire.reading
+        stage.wire.arrives(b"l", b"lo")
+        await turns()
+        assert stage.request.words == ["piece"]
+        stage.connection.resume_reading()
+        await turns()
+        assert stage.request.words == ["piece", "piece"]
+
+    perform(play)
+
+
+def test_a_pause_ends_with_its_request() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=lambda r: r.connection.stream(), piece=lambda r: r.connection.pause_reading()))
+        stage.wire.arrives(POST)
+        ok(stage.request)
+        stage.wire.arrives(GET)
+        await turns()
+        assert [request.head.target for request in stage.app.requests] == [b"/b", b"/a"]
+
+    perform(play)
+
+
+def test_the_exchange_hears_of_a_client_that_does_not_take_its_answer() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(body=hold))
+        stage.wire.take_all = False
+        stage.wire.arrives(GET)
+        for _ in range(5):
+            stage.connection.write(b"x" * 65_536)
+        assert stage.request.words == ["body", "paused"]
+        stage.wire.peer_takes(65_536)
+        assert stage.request.words == ["body", "paused"]
+        stage.wire.peer_takes()
+        assert stage.request.words == ["body", "paused", "resumed"]
+
+    perform(play)
+
+
+def test_the_next_request_begins_when_the_client_has_taken_the_last_answer() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(body=hold))
+        stage.wire.take_all = False
+        stage.wire.arrives(GET + POST)
+        stage.connection.write(b"x" * 300_000)
+        stage.connection.finish(keep=True)
+        await turns()
+        assert len(stage.app.requests) == 1
+        stage.wire.peer_takes()
+        await turns()
+        assert [request.words for request in stage.app.requests] == [["body", "paused"], ["body"]]
+
+    perform(play)
+
+
+# --- the end
+
+
+def test_a_slow_client_gets_all_of_its_answer() -> None:
+    async def play() -> None:
+        for keep in (True, False):
+            stage = ClientStage(App(body=hold))
+            stage.wire.take_all = False
+            stage.wire.arrives(GET)
+            stage.connection.write(b"x" * 300_000)
+            stage.connection.finish(keep=keep)
+            for _ in range(300):
+                stage.ticks(BODY_TIME)
+                assert not stage.wire.aborted
+                stage.wire.peer_takes(1000)
+            assert len(stage.wire.sent) == 300_000
+
+    perform(play)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("pipelined", [b"", GET])
+def test_a_client_that_takes_nothing_is_reset_after_the_body_time(keep: bool, pipelined: bytes) -> None:
+    async def play() -> None:
+        stage = ClientStage(App(body=hold))
+        stage.wire.take_all = False
+        stage.wire.arrives(GET + pipelined)
+        stage.connection.write(b"x" * 300_000)
+        stage.connection.finish(keep=keep)
+        stage.ticks(BODY_TIME)
+        assert not stage.wire.aborted
+        stage.ticks(2)
+        assert stage.wire.aborted
+        await turns()
+        assert not stage.connections
+        assert len(stage.app.requests) == 1
+
+    perform(play)
+
+
+def test_an_idle_connection_with_an_answer_not_taken_is_not_kept_for_ever() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        stage.wire.take_all = False
+        stage.wire.arrives(GET)
+        stage.ticks(IDLE_TIME + 1)
+        assert stage.wire.closed
+        assert not stage.wire.lost
+        stage.ticks(BODY_TIME + 2)
+        assert stage.wire.aborted
+
+    perform(play)
+
+
+def refused() -> ClientStage:
+    """A connection that lingers: refused, with the body still coming."""
+    stage = ClientStage(App(begin=lambda r: r.refuse(b"413 Content Too Large")))
+    stage.wire.arrives(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n")
+    assert stage.wire.eof_sent
+    return stage
+
+
+def test_lingering_ends_when_nothing_comes() -> None:
+    async def play() -> None:
+        stage = refused()
+        stage.ticks(LINGER_QUIET)
+        assert not stage.wire.closed
+        stage.ticks(1)
+        assert stage.wire.closed
+
+    perform(play)
+
+
+def test_lingering_ends_in_time_however_slowly_it_comes() -> None:
+    async def play() -> None:
+        stage = refused()
+        ticks = 0
+        while not stage.wire.closed:
+            stage.wire.arrives(b"x")
+            stage.ticks(1)
+            ticks += 1
+        assert ticks == LINGER_TOTAL + 1
+
+    perform(play)
+
+
+def test_lingering_ends_however_much_comes() -> None:
+    async def play() -> None:
+        stage = refused()
+        for _ in range(64):
+            stage.wire.arrives(b"x" * 1024 * 1024)
+        assert not stage.wire.closed
+        stage.wire.arrives(b"x")
+        assert stage.wire.closed
+
+    perform(play)
+
+
+def test_lingering_ends_with_the_client() -> None:
+    async def play() -> None:
+        stage = refused()
+        stage.wire.arrives(b"x")
+        stage.wire.peer_closes()
+        await turns()
+        assert not stage.connections
+        assert not stage.wire.aborted
+
+    perform(play)
+
+
+def test_a_small_body_to_be_dropped_is_not_waited_for_for_ever() -> None:
+    async def play() -> None:
+        for trickles in (False, True):
+            stage = ClientStage(App(begin=lambda r: r.refuse(b"401 Unauthorized")))
+            stage.wire.arrives(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
+            ticks = 0
+            while not stage.wire.closed:
+                if trickles:
+                    stage.wire.arrives(b"x")
+                stage.ticks(1)
+                ticks += 1
+            assert ticks <= LINGER_TOTAL + 1
+
+    perform(play)
+
+
+def test_over_tls_the_transport_lingers_itself() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=lambda r: r.refuse(b"413 Content Too Large")), tls=True)
+        stage.wire.take_all = False
+        stage.wire.arrives(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n")
+        assert stage.wire.closed
+        assert not stage.wire.aborted
+        stage.wire.peer_takes(10)
+        stage.ticks(LINGER_TOTAL)
+        assert not stage.wire.aborted
+        stage.ticks(2)
+        assert stage.wire.aborted
+
+    perform(play)
+
+
+def test_drain_closes_what_is_answered_and_nothing_else() -> None:
+    async def play() -> None:
+        skipping = ClientStage(App(begin=lambda r: r.refuse(b"401 Unauthorized")))
+        skipping.wire.arrives(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
+        half_a_head = ClientStage()
+        half_a_head.wire.arrives(b"GET / HT")
+        slow = ClientStage(App(body=hold))
+        slow.wire.take_all = False
+        slow.wire.arrives(GET)
+        slow.connection.write(b"x" * 300_000)
+        slow.connection.finish(keep=True)
+        for stage in (skipping, half_a_head, slow):
+            stage.connections.close_idle()
+        assert skipping.wire.eof_sent
+        assert not half_a_head.wire.closed
+        assert slow.wire.closed
+        slow.wire.peer_takes()
+        await turns()
+        assert len(slow.wire.sent) == 300_000
+
+    perform(play)
