@@ -172,8 +172,9 @@ def upstream() -> Iterator[RawUpstream]:
 def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]:
     """One worker with the shortest time-outs there are, and providers that do not work.
 
-    Beside `openai` and `anthropic` it has `raw` and `raw-claude` (the test's own), `dead` and `dead-claude` (nobody listens),
-    `leave` (openai-compat: streams are not edited), `off` (disabled), `copilot` (cannot be built) and `keyless`.
+    Beside `openai` and `anthropic` it has `raw` and `raw-claude` (the test's own), `dead` and `dead-claude` (nobody
+    listens), `metadata` (of a cloud), `leave` (openai-compat: streams are not edited), `off` (disabled), `copilot` (cannot be
+    built) and `keyless`.
     """
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens there
@@ -184,6 +185,7 @@ def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]
         ("openai", "dead", f"{nobody}/v1"),
         ("anthropic", "dead-claude", nobody),
         ("openai-compat", "leave", f"{fake.url}/v1"),
+        ("openai", "metadata", "http://169.254.169.254/v1"),
     ]
     variables: dict[str, str] = {}
     for number, (kind, name, url) in enumerate(specs, 2):

@@ -5,7 +5,6 @@ import json
 import socket
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -223,15 +222,6 @@ def test_agent_firewall_fields_that_cannot_be_recorded(
 # --- a stranger with much to say
 
 
-def resident(server: Server) -> int:
-    """KiB that the workers hold in memory together."""
-    total = 0
-    for pid in server.children("worker"):
-        status = Path(f"/proc/{pid}/status").read_text()
-        total += int(status.split("VmRSS:")[1].split()[0])
-    return total
-
-
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_a_stranger_is_refused_after_the_head_and_nothing_of_32_mib_is_kept(
     server: Server, fake: FakeProvider, framing: str
@@ -239,7 +229,7 @@ def test_a_stranger_is_refused_after_the_head_and_nothing_of_32_mib_is_kept(
     body = b"x" * MIB
     headers = {"Content-Length": str(LIMIT)} if framing == "length" else {"Transfer-Encoding": "chunked"}
     with refused(server, fake, "no_token"), RawConnection(server.port) as connection:
-        before = resident(server)
+        before = server.resident("worker")
         connection.send(connection.head("POST", DATA_PLANE + CHAT.path(), headers))
         answer = connection.answer()  # before a byte of the body has been sent
         assert answer.status == 401
@@ -248,10 +238,10 @@ def test_a_stranger_is_refused_after_the_head_and_nothing_of_32_mib_is_kept(
         try:
             for _ in range(32):
                 connection.send(body if framing == "length" else b"%x\r\n%b\r\n" % (MIB, body))
-                largest = max(largest, resident(server))
+                largest = max(largest, server.resident("worker"))
         except ConnectionError:
             pass  # it may be cut off at any time
-        assert largest - before < 8 * 1024
+        assert largest - before < 8 * MIB
 
 
 # --- silence

@@ -1,0 +1,505 @@
+"""A provider that fails, misbehaves or is odd: the client is told the truth, and so is the record."""
+
+import re
+import socket
+import struct
+import time
+from functools import partial
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Person, RawUpstream, error_of
+from tests.support.fake_provider import FakeProvider
+from tests.support.raw_http import Answer, RawConnection, ask
+from tests.support.server import Server, eventually
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_seen","type":"message","role":"assistant",'
+    b'"model":"claude-seen","content":[],"usage":{"input_tokens":21,"output_tokens":2,"cache_read_input_tokens":5}}}\n\n'
+)
+
+
+def raw_of(api: Api) -> str:
+    return "raw-claude" if api is MESSAGES else "raw"
+
+
+def failures(server: Server, provider: str, failure: str) -> float:
+    return server.metric("ostiary_upstream_failures_total", provider=provider, failure=failure)
+
+
+def failed(record: dict[str, Any], status: int, error_type: str) -> str:
+    """The message of a record that tells of an upstream's failure."""
+    assert (record["outcome"], record["status_code"]) == ("upstream_error", status)
+    assert record["error_type"] == error_type
+    message: str = record["error_message"]
+    return message
+
+
+# --- no answer at all
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_upstream_that_refuses_the_connection(guest: Person, api: Api) -> None:
+    provider = "dead-claude" if api is MESSAGES else "dead"
+    counted = failures(guest.server, provider, "connect")
+    answer = guest.call(api.path(provider), api.body("into the void"))
+    assert answer.status == 502
+    assert f"The provider {provider!r} could not be reached" in error_of(answer, api)["message"]
+    record = guest.server.interception(answer.interception_id)
+    assert "cannot connect to 127.0.0.1" in failed(record, 502, "server_error")
+    assert [prompt["prompt"] for prompt in record["user_prompts"]] == ["into the void"]
+    attempts = record["trace"]["attempts"]
+    assert len(attempts) == 2, "one retry where nothing can have been done twice"
+    assert all("cannot connect" in attempt["error"] for attempt in attempts)
+    assert failures(guest.server, provider, "connect") == counted + 2
+
+
+def test_the_sdks_know_an_unreachable_provider_as_a_server_error(guest: Person) -> None:
+    url = f"{guest.server.url}{DATA_PLANE}"
+    with openai.OpenAI(base_url=f"{url}/dead/v1", api_key=guest.token, max_retries=0) as client:
+        with pytest.raises(openai.InternalServerError, match="could not be reached") as caught:
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+        assert caught.value.status_code == 502
+    with anthropic.Anthropic(base_url=f"{url}/dead-claude", api_key=guest.token, max_retries=0) as claude:
+        with pytest.raises(anthropic.InternalServerError, match="could not be reached") as told:
+            claude.messages.create(model="m", max_tokens=1, messages=[{"role": "user", "content": "x"}])
+        assert told.value.status_code == 502
+
+
+def test_passthrough_to_an_upstream_that_refuses_is_not_recorded(guest: Person) -> None:
+    answer = ask(guest.server.port, "GET", f"{DATA_PLANE}/dead/v1/models", guest.bearer)
+    assert answer.status == 502
+    assert answer.header("x-ostiary-interception-id") is None
+    assert answer.header("x-ostiary-request-id")
+
+
+def test_an_address_that_only_machines_have_secrets_at_is_never_connected_to(guest: Person) -> None:
+    answer = guest.call(CHAT.path("metadata"), CHAT.body())
+    assert answer.status == 502
+    assert "egress_allow" in error_of(answer, CHAT)["message"]
+    failed(guest.server.interception(answer.interception_id), 502, "server_error")
+
+
+def test_an_upstream_that_says_nothing(guest: Person) -> None:
+    """All three at once: each takes as long as the time-out."""
+    begin = time.monotonic()
+    apis = (CHAT, RESPONSES, MESSAGES)
+    connections = [guest.connect() for _ in apis]
+    for api, connection in zip(apis, connections, strict=True):
+        connection.request("POST", DATA_PLANE + api.path(), guest.bearer, api.body(model="fake-hang", stream=True))
+    for api, connection in zip(apis, connections, strict=True):
+        with connection:
+            answer = connection.answer()
+        assert answer.status == 504
+        assert "no response head in time" in error_of(answer, api)["message"]
+        record = guest.server.interception(answer.interception_id)
+        assert "no response head" in failed(record, 504, "timeout")
+    assert 1 < time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("place", ["before-head", "mid-head"])
+@pytest.mark.parametrize("how", ["", " reset"])
+def test_an_upstream_that_closes_before_its_head_is_complete(guest: Person, api: Api, place: str, how: str) -> None:
+    answer = guest.call(api.path(), api.body(model=f"fake:cut={place}{how}"))
+    assert answer.status == 502
+    assert "closed the connection before the response head" in error_of(answer, api)["message"]
+    failed(guest.server.interception(answer.interception_id), 502, "server_error")
+
+
+NOT_HTTP = {
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "HTTP/2": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 4\r\n\r\n{}{}",
+    "both framings": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "an unknown transfer coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "a signed length": b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}",
+    "a folded line": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
+    "a zero byte": b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n",
+    "an endless head": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000,
+    "a switch of protocols": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+    "no status": b"HTTP/1.1 OK\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", NOT_HTTP)
+def test_an_answer_that_is_not_http_of_one_meaning(guest: Person, upstream: RawUpstream, what: str) -> None:
+    counted = failures(guest.server, "raw", "protocol")
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            request.send(NOT_HTTP[what])
+            answer = connection.answer()
+    assert answer.status == 502
+    error_of(answer, CHAT)
+    failed(guest.server.interception(answer.interception_id), 502, "server_error")
+    assert failures(guest.server, "raw", "protocol") == counted + 1
+
+
+# --- half an answer
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "control",
+    [
+        "cut=mid-body",
+        "cut=mid-event",
+        "cut=mid-chunk",
+        "cut=mid-body framing=length",
+        "length-excess=10 framing=length",
+        "cut=mid-body tear=9",
+        "cut=mid-body encoding=gzip",
+    ],
+)
+def test_a_stream_cut_in_the_middle_has_no_clean_end(guest: Person, fake: FakeProvider, api: Api, control: str) -> None:
+    counted = failures(guest.server, api.provider, "cut")
+    usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if api is CHAT else {}
+    body = api.body("to be cut " * 30, stream=True, model=f"fake:{control}", **usage)
+    headers = {"Accept-Encoding": "gzip"}
+    through = guest.call(api.path(), body, headers)
+    direct = ask(fake.url, "POST", api.route, {"Authorization": "Bearer sk", **headers}, body)
+    assert through.status == direct.status == 200
+    assert not through.complete
+    assert not direct.complete
+    assert through.body
+    assert "encoding" in control or len(through.body) == len(direct.body)
+    assert not through.wire.endswith(b"\r\n0\r\n\r\n")
+    record = guest.server.interception(through.interception_id)
+    assert "middle of the response" in failed(record, 200, "server_error")
+    assert record["provider_response_id"]
+    assert failures(guest.server, api.provider, "cut") == counted + 1
+
+
+def test_a_stream_cut_in_the_middle_has_no_clean_end_when_its_usage_is_withheld(guest: Person) -> None:
+    through = guest.call(CHAT.path(), CHAT.body("to be cut " * 30, stream=True, model="fake:cut=mid-event"))
+    assert not through.complete
+    assert through.body.startswith(b"data: {")
+    assert through.body.endswith(b"\n\n"), "half an event cannot be judged, so it is not passed on"
+    failed(guest.server.interception(through.interception_id), 200, "server_error")
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_body_cut_in_the_middle(guest: Person, api: Api) -> None:
+    answer = guest.call(api.path(), api.body("to be cut " * 30, model="fake:cut=mid-body"))
+    assert (answer.status, answer.complete) == (200, False)
+    assert answer.body.startswith(b"{")
+    record = guest.server.interception(answer.interception_id)
+    failed(record, 200, "server_error")
+    assert record["token_usages"] == record["tool_usages"] == []
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_stream_that_is_reset(guest: Person, api: Api) -> None:
+    answer = guest.call(api.path(), api.body("to be cut " * 30, stream=True, model="fake-reset"))
+    assert (answer.status, answer.complete) == (200, False)
+    failed(guest.server.interception(answer.interception_id), 200, "server_error")
+
+
+def test_a_stream_that_stalls_is_cut_after_its_time(guest: Person) -> None:
+    apis = (CHAT, RESPONSES, MESSAGES)
+    connections = [guest.connect() for _ in apis]
+    for api, connection in zip(apis, connections, strict=True):
+        body = api.body("stalling " * 30, stream=True, model="fake-hang-body")
+        connection.request("POST", DATA_PLANE + api.path(), guest.bearer, body)
+    for connection in connections:
+        with connection:
+            answer = connection.answer()
+        assert (answer.status, answer.complete) == (200, False)
+        record = guest.server.interception(answer.interception_id)
+        assert "stalled" in failed(record, 200, "timeout")
+
+
+@pytest.mark.parametrize("end", ["closed", "reset"])
+def test_an_answer_without_framing_ends_with_its_connection(guest: Person, upstream: RawUpstream, end: str) -> None:
+    """A clean close is its end; a reset is none, and the client must see the difference."""
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + MESSAGES.path("raw-claude"), guest.bearer, MESSAGES.body(stream=True))
+        with upstream.request() as request:
+            request.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + START)
+            seen = b""
+            while b"msg_seen" not in seen:
+                seen += connection.read_some()
+            if end == "reset":
+                request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        rest = b""
+        while not (end == "closed" and rest.endswith(b"0\r\n\r\n")) and (more := connection.read_some()):
+            rest += more
+    assert b"Transfer-Encoding: chunked" in seen
+    assert (seen + rest).endswith(b"\r\n0\r\n\r\n") == (end == "closed")
+    record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+    assert record["outcome"] == ("completed" if end == "closed" else "upstream_error")
+    assert record["provider_response_id"] == "msg_seen"
+    assert [usage["cache_read_input_tokens"] for usage in record["token_usages"]] == [5]
+
+
+def header_in(data: bytes, name: str) -> str:
+    found = re.search(rb"(?i)\r\n" + name.encode() + rb": ([^\r]+)", data)
+    assert found, data
+    return found[1].decode()
+
+
+def test_broken_chunks_of_an_answer_cut_it(guest: Person, upstream: RawUpstream) -> None:
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + MESSAGES.path("raw-claude"), guest.bearer, MESSAGES.body(stream=True))
+        with upstream.request() as request:
+            request.send(STREAM_HEAD + b"%x\r\n%b\r\n" % (len(START), START))
+            while b"msg_seen" not in (seen := connection.read_some()):
+                pass
+            request.send(b"zz\r\nnonsense\r\n0\r\n\r\n")
+            rest = b""
+            while more := connection.read_some():
+                rest += more
+    assert b"nonsense" not in seen + rest
+    record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+    assert "chunks" in failed(record, 200, "server_error")
+
+
+def test_what_stands_behind_an_answer_belongs_to_nobody(guest: Person, upstream: RawUpstream) -> None:
+    poison = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"evil":1}'
+    path, body = DATA_PLANE + CHAT.path("raw"), CHAT.body()
+    for framing in (b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"):
+        with guest.connect() as connection:
+            connection.request("POST", path, guest.bearer, body)
+            with upstream.request() as request:
+                request.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + framing + poison)
+                first = connection.answer()
+            if first.complete:
+                assert first.body == b"{}"
+                connection.request("POST", path, guest.bearer, body)
+                with upstream.request() as request:  # on a connection of its own
+                    request.answer(b'{"good":1}')
+                    assert connection.answer().body == b'{"good":1}'
+            assert b"evil" not in first.wire
+
+
+def test_a_redirect_is_relayed_and_not_followed(guest: Person, upstream: RawUpstream) -> None:
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            request.send(
+                b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:9/x\r\nContent-Length: 0\r\n"
+                b"Connection: close\r\n\r\n"
+            )
+            answer = connection.answer()
+    assert (answer.status, answer.header("location")) == (307, "http://127.0.0.1:9/x")
+
+
+# --- odd, but right
+
+ODDITIES = [
+    "crlf",
+    "comments=1",
+    "unknown",
+    "multiline",
+    "pings=1",
+    "tear=1",
+    "chunk=1",
+    "chunk=11 crlf",
+    "crlf comments=2 unknown multiline tear=3",
+    "encoding=br crlf comments=1 unknown tear=5",
+    "framing=close crlf unknown",
+]
+
+
+def without_ids(stream: bytes) -> bytes:
+    """Of two answers to the same request only these differ."""
+    return re.sub(rb'[0-9a-f]{24,}|"(created|created_at|completed_at)": ?\d+', b"", stream)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_odd_stream_comes_untouched_and_is_read_right(guest: Person, fake: FakeProvider, api: Api) -> None:
+    usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if api is CHAT else {}
+    headers = {"Accept-Encoding": "br"}
+    answers: dict[str, Answer] = {}
+    for oddity in ODDITIES:
+        control = f"fake:{oddity} input-tokens=31 output-tokens=17 cache-read=3"
+        body = api.body("odd, is it not? " * 5, stream=True, model=control, **usage)
+        through = guest.call(api.path(), body, headers)
+        direct = ask(fake.url, "POST", api.route, {"Authorization": "Bearer sk", **headers}, body)
+        assert through.complete, oddity
+        if "encoding" in oddity:
+            assert through.header("content-encoding") == "br"
+        else:
+            assert without_ids(through.body) == without_ids(direct.body), oddity
+        answers[oddity] = through
+    for oddity, answer in answers.items():
+        record = guest.server.interception(answer.interception_id)
+        assert (record["outcome"], record["unparsed"]) == ("completed", False), oddity
+        assert record["provider_response_id"], oddity
+        (told,) = record["token_usages"]
+        assert (told["output_tokens"], told["cache_read_input_tokens"]) == (17, 3), oddity
+        assert told["input_tokens"] == 31, oddity
+        assert not record["trace"].get("notes"), oddity
+
+
+def test_an_odd_stream_loses_nothing_but_the_usage_nobody_asked_for(guest: Person, fake: FakeProvider) -> None:
+    for oddity in (one for one in ODDITIES if "encoding" not in one):
+        body = CHAT.body("odd, is it not? " * 5, stream=True, model=f"fake:{oddity} output-tokens=17")
+        through = guest.call(CHAT.path(), body)
+        asking = body.replace(b"{", b'{"stream_options":{"include_usage":true},', 1)
+        direct = ask(fake.url, "POST", CHAT.route, {"Authorization": "Bearer sk"}, asking)
+        events = re.findall(rb"(?s).+?(?:\r\n\r\n|\n\n)", direct.body)
+        withheld = [event for event in events if re.search(rb'(?s)"choices": ?\[\].*"usage": ?\{', event)]
+        assert len(withheld) == 1
+        expected = b"".join(event for event in events if event not in withheld)
+        assert through.complete
+        assert without_ids(through.body) == without_ids(expected), oddity
+        record = guest.server.interception(through.interception_id)
+        assert [usage["output_tokens"] for usage in record["token_usages"]] == [17], oddity
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_answer_is_read_as_what_it_says_it_is(guest: Person, upstream: RawUpstream, asked: bool) -> None:
+    """JSON to a request for a stream, events to a request for none."""
+    whole = b'{"id":"msg_seen","type":"message","model":"m","content":[],"usage":{"input_tokens":21,"output_tokens":4}}'
+    with guest.connect() as connection:
+        path = DATA_PLANE + MESSAGES.path("raw-claude")
+        connection.request("POST", path, guest.bearer, MESSAGES.body(stream=asked))
+        with upstream.request() as request:
+            request.answer(whole if asked else START, content_type="application/json" if asked else "text/event-stream")
+        answer = connection.answer()
+    record = guest.server.interception(answer.interception_id)
+    assert (record["provider_response_id"], record["streaming"]) == ("msg_seen", asked)
+    assert [usage["input_tokens"] for usage in record["token_usages"]] == [21]
+
+
+def test_an_answer_in_an_unknown_coding_flows_and_is_recorded_as_unread(guest: Person, upstream: RawUpstream) -> None:
+    body = bytes(range(256))
+    unread = guest.server.metric("ostiary_unparsed_answers_total", provider="raw")
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            head = (
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: dcb\r\nConnection: close\r\n"
+            )
+            request.send(head + b"Content-Length: 256\r\n\r\n" + body)
+        answer = connection.answer()
+    assert (answer.body, answer.header("content-encoding")) == (body, "dcb")
+    record = guest.server.interception(answer.interception_id)
+    assert (record["outcome"], record["unparsed"]) == ("completed", True)
+    assert guest.server.metric("ostiary_unparsed_answers_total", provider="raw") == unread + 1
+
+
+def test_an_answer_that_is_no_json_though_it_says_so(guest: Person, upstream: RawUpstream) -> None:
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            request.answer(b"<html>surprise</html>")
+        answer = connection.answer()
+    assert answer.body == b"<html>surprise</html>"
+    record = guest.server.interception(answer.interception_id)
+    assert (record["outcome"], record["unparsed"]) == ("completed", True)
+
+
+# --- the client goes
+
+TRIES = 3
+"""A promise in milliseconds is measured a few times and the best counts: other tests want the processor too."""
+
+
+def leave(connection: RawConnection, how: str) -> None:
+    if how == "reset":
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how == "half-closed":
+        connection.socket.shutdown(socket.SHUT_WR)
+    else:
+        connection.socket.close()
+
+
+@pytest.mark.parametrize("how", ["closed", "reset", "half-closed"])
+def test_a_client_that_leaves_a_stream_ends_the_upstream_within_100_ms(
+    guest: Person, upstream: RawUpstream, how: str
+) -> None:
+    seconds = []
+    for _ in range(TRIES):
+        with guest.connect() as connection:
+            path = DATA_PLANE + MESSAGES.path("raw-claude")
+            connection.request("POST", path, guest.bearer, MESSAGES.body("never mind", stream=True))
+            with upstream.request() as request:
+                request.send(STREAM_HEAD + b"%x\r\n%b\r\n" % (len(START), START))
+                seen = b""
+                while b"msg_seen" not in seen:
+                    seen += connection.read_some()
+                leave(connection, how)
+                seconds.append(request.seconds_until_gone())
+        record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+        assert (record["outcome"], record["status_code"]) == ("client_closed", 200)
+        assert [prompt["prompt"] for prompt in record["user_prompts"]] == ["never mind"]
+        assert (record["provider_response_id"], record["response_model"]) == ("msg_seen", "claude-seen")
+        (usage,) = record["token_usages"]
+        assert (usage["input_tokens"], usage["output_tokens"], usage["cache_read_input_tokens"]) == (21, 2, 5)
+    assert min(seconds) < 0.1, seconds
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_client_that_leaves_before_any_answer_ends_the_upstream_within_100_ms(
+    guest: Person, upstream: RawUpstream, api: Api
+) -> None:
+    seconds = []
+    prompt = f"never mind {api.route}"
+    for _ in range(TRIES):
+        with guest.connect() as connection:
+            body = api.body(prompt, stream=True)
+            connection.request("POST", DATA_PLANE + api.path(raw_of(api)), guest.bearer, body)
+            with upstream.request() as request:
+                connection.socket.close()
+                seconds.append(request.seconds_until_gone())
+    assert min(seconds) < 0.1, seconds
+
+    def recorded() -> list[dict[str, Any]]:
+        found = guest.server.get("/api/v2/ai-gateway/interceptions", q=f"provider_name:{raw_of(api)}")["results"]
+        mine = [one for one in found if [told["prompt"] for told in one["user_prompts"]] == [prompt]]
+        return mine if len(mine) == TRIES and all(one["ended_at"] for one in mine) else []
+
+    for record in eventually(recorded, what="all are recorded"):
+        assert (record["outcome"], record["status_code"]) == ("client_closed", None)
+        assert record["token_usages"] == []
+
+
+def aborts_of(fake: FakeProvider, mark: str) -> list[dict[str, Any]]:
+    return [abort for abort in fake.requests(limit=0)["aborts"] if abort["mark"] == mark]
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_fake_provider_sees_the_abort_too(guest: Person, fake: FakeProvider, api: Api) -> None:
+    """By its own clock, which is the same one: from the client's leaving to the abort of its stream."""
+    seconds = []
+    for number in range(TRIES):
+        mark = f"left-{api.route}-{number}"
+        with guest.connect() as connection:
+            headers = {**guest.bearer, "X-Fake-Mark": mark}
+            body = api.body("a stream that takes its time " * 5, stream=True, model="fake:pace=100")
+            connection.request("POST", DATA_PLANE + api.path(), headers, body)
+            seen = b""
+            while b"data: " not in seen:
+                seen += connection.read_some()
+            left = time.monotonic()
+        abort = eventually(partial(aborts_of, fake, mark))
+        seconds.append(abort[0]["monotonic"] - left)
+        record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+        assert record["outcome"] == "client_closed"
+        assert record["provider_response_id"]
+    assert min(seconds) < 0.1, seconds
+
+
+def test_a_client_that_stops_reading_fills_no_memory_and_is_given_up(guest: Person, upstream: RawUpstream) -> None:
+    piece = b"x" * 65536
+    with guest.connect() as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            request.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n")
+            taken = 0
+            with pytest.raises(ConnectionError):
+                while taken < 100_000_000:
+                    taken += request.connection.send(piece)  # waits once nobody reads any more
+        seen = connection.read_some()
+    assert taken < 24_000_000, "what the client does not take was read nevertheless"
+    record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+    assert (record["outcome"], record["status_code"]) == ("client_closed", 200)
+    assert record["trace"]["notes"] == ["the client stopped reading"]
