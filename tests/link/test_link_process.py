@@ -380,6 +380,19 @@ def test_draining_says_how_many_records_are_left(play: Play, twice: bool) -> Non
     play(test, drain_timeout=60.0 if twice else 0.3)
 
 
+def test_a_journal_without_a_record_does_not_hold_up_the_end_while_the_control_plane_is_away(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        machine.far.always["record"] = ConnectError(Code.UNAVAILABLE, "database away")
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        worker.die()
+        machine.order(Drain())
+        assert await asyncio.wait_for(machine.process, 20) == 0
+        assert machine.reports[-1] == Drained(0)
+
+    play(test, drain_timeout=60.0)
+
+
 def test_a_refused_key_ends_the_command_at_once_when_nothing_was_served(play: Play) -> None:
     async def test(machine: Machine) -> None:
         assert await asyncio.wait_for(machine.process, 20) == 1

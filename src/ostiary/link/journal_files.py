@@ -65,6 +65,14 @@ def journal_ids(root: Path) -> list[str]:
         return []
 
 
+def is_empty(path: Path) -> bool:
+    """Whether a journal never got a record: there is nothing to ship and nobody to close."""
+    try:
+        return _segments(path) in ([], [1]) and not (path / segment_name(1)).stat().st_size
+    except FileNotFoundError:
+        return True
+
+
 def _is_journal_id(name: str) -> bool:
     try:
         return str(uuid.UUID(name)) == name

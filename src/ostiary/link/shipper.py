@@ -12,7 +12,7 @@ import structlog
 
 from .backoff import LONGEST
 from .client import ControlClient
-from .journal_files import Tail, journal_ids
+from .journal_files import Tail, is_empty, journal_ids
 from .journal_shipper import FOLLOW_INTERVAL, JournalShipper, ShipperMetrics
 
 log = structlog.get_logger(__name__)
@@ -115,11 +115,16 @@ class Shipper:
             self._unremovable.add(journal.id)
 
     def _unfinished(self) -> bool:
-        return any(
-            not (journal_id in self._journals and self._journals[journal_id].caught_up)
-            for journal_id in journal_ids(self._root)
-            if journal_id not in self._unremovable
-        )
+        return not all(self._is_shipped(one) for one in journal_ids(self._root))
+
+    def _is_shipped(self, journal_id: str) -> bool:
+        if journal_id in self._unremovable:
+            return True
+        journal = self._journals.get(journal_id)
+        if journal is None or journal.acked is None:
+            # the control plane has not answered for it yet; without a record it need not
+            return is_empty(self._root / journal_id)
+        return journal.caught_up
 
     def _pending_of(self, journal_id: str) -> int:
         if journal_id in self._unremovable:
