@@ -33,7 +33,7 @@ class DatabaseDoor:
         credentials = parts.netloc.rpartition("@")[0]
         self.url = urlunsplit(("postgresql", f"{credentials}@127.0.0.1:{self._port}", parts.path, "", ""))
         self.password = parts.password or ""
-        self.encryption_key = base64.b64encode(secrets.token_bytes(32)).decode()
+        self.encryption_key = self.new_encryption_key()
         self._server: asyncio.Server | None = None
         self._pumps: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
@@ -41,6 +41,10 @@ class DatabaseDoor:
         self._thread = threading.Thread(target=self._loop.run_forever, name="database door")
         self._thread.start()
         self.open()
+
+    @staticmethod
+    def new_encryption_key() -> str:
+        return base64.b64encode(secrets.token_bytes(32)).decode()
 
     @property
     def variables(self) -> dict[str, str]:
