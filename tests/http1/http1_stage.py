@@ -75,6 +75,10 @@ class Wire(asyncio.Transport):
         self._arrived.append(None)
         self._deliver()
 
+    def peer_breaks_tls(self) -> None:
+        """The end of the TCP stream without TLS's own: uvloop then says only that the connection is lost."""
+        self._lose(None)
+
     def peer_vanishes(self) -> None:
         """A reset."""
         self._lose(ConnectionResetError())

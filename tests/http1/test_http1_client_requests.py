@@ -267,14 +267,13 @@ def test_after_any_other_unread_body_the_connection_ends(framing: bytes) -> None
 
 def test_finish_with_the_body_unread_never_reads_it_as_a_request() -> None:
     async def play() -> None:
-        smuggled = b"5\r\nhello\r\n0\r\n\r\n" + GET
-        head = b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        framing = b"Content-Length: %d\r\nExpect: 100-continue" % len(GET)
         for begin in (hold, lambda r: r.connection.stream()):
             stage = ClientStage(App(begin=begin))
-            stage.wire.arrives(head)
+            stage.wire.arrives(b"POST /b HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n")
             stage.connection.write(b"an answer")
             stage.connection.finish(keep=True)
-            stage.wire.arrives(smuggled)
+            stage.wire.arrives(GET)
             await turns()
             assert len(stage.app.requests) == 1
             assert stage.wire.eof_sent
@@ -421,6 +420,18 @@ def test_a_client_that_goes_after_its_answer_is_not_told_of() -> None:
         await turns()
         assert stage.request.words == ["body"]
         assert bytes(stage.wire.sent) == said(b"/a ")
+        assert not stage.connections
+
+    perform(play)
+
+
+def test_a_pipelined_request_of_a_client_that_has_gone_is_not_begun() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        stage.wire.arrives(POST + GET)
+        stage.wire.peer_closes()
+        await turns()
+        assert len(stage.app.requests) == 1
         assert not stage.connections
 
     perform(play)

@@ -163,12 +163,18 @@ def test_a_pause_in_the_first_piece_is_kept() -> None:
 
 def test_a_pause_ends_with_its_request() -> None:
     async def play() -> None:
-        stage = ClientStage(App(begin=lambda r: r.connection.stream(), piece=lambda r: r.connection.pause_reading()))
+        stage = ClientStage(App(begin=hold))
         stage.wire.arrives(POST)
+        stage.connection.stream()
+        stage.connection.pause_reading()
         ok(stage.request)
-        stage.wire.arrives(GET)
+        stage.wire.arrives(POST[:-5])
         await turns()
-        assert [request.head.target for request in stage.app.requests] == [b"/b", b"/a"]
+        stage.connection.collect(5)
+        stage.wire.arrives(b"hello")
+        await turns()
+        assert len(stage.app.requests) == 2
+        assert stage.request.told == [("body", b"hello")]
 
     perform(play)
 

@@ -163,6 +163,25 @@ def test_an_answer_cut_anywhere_is_told_as_cut(framed: Framed, ending: str) -> N
     perform(play)
 
 
+def test_over_tls_only_its_own_end_completes_an_answer_without_framing() -> None:
+    async def play() -> None:
+        for breaks in (False, True):
+            stage = UpstreamStage(tls=True)
+            answer = Answer()
+            answer.ask(stage.upstream)
+            stage.wire.arrives(b"HTTP/1.1 200 OK\r\n\r\nhello")
+            if breaks:
+                stage.wire.peer_breaks_tls()
+            else:
+                stage.wire.peer_closes()
+            await turns(2)
+            assert bytes(answer.out) == b"<head>hello"
+            assert answer.ends == ["failed" if breaks else "done"]
+            assert answer.error is None or answer.error.failure is Failure.CUT
+
+    perform(play)
+
+
 BEHIND = [b"x", b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"0\r\n\r\n"]
 
 
@@ -170,8 +189,10 @@ BEHIND = [b"x", b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent
 @pytest.mark.parametrize("behind", BEHIND, ids=repr)
 def test_what_stands_behind_an_answer_never_reaches_the_client(framed: Framed, behind: bytes) -> None:
     async def play() -> None:
-        end = len(framed.head + framed.body)
-        for segments in torn_everywhere(framed.head + framed.body + behind):
+        whole = framed.head + framed.body
+        end = len(whole)
+        byte_by_byte = [*(whole[at : at + 1] for at in range(end - 1)), whole[-1:] + behind]
+        for segments in (*torn_everywhere(whole + behind), byte_by_byte):
             stage, answer = asked(framed)
             for segment in segments:
                 if not stage.wire.closed:
@@ -522,7 +543,7 @@ def test_a_connection_may_be_used_again_from_within_the_end_of_an_answer() -> No
 def test_nothing_of_an_answer_is_kept_after_its_end() -> None:
     async def play() -> None:
         for ending in ("done", "failed", "aborted"):
-            stage, answer = asked(FRAMINGS[2])
+            stage, _ = asked(FRAMINGS[2])
             stage.wire.arrives(FRAMINGS[2].head + IN_CHUNKS)
             if ending == "done":
                 stage.wire.arrives(b"0\r\n\r\n")

@@ -223,8 +223,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
-        if self._state == _IDLE:
-            self._state = _CLOSED
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
