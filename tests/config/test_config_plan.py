@@ -21,6 +21,7 @@ CHANGED: dict[str, str] = {
     "drain_timeout": "17s",
     "demo": "true",
     "database_url": "postgresql://h/d",
+    "database_listen_url": "postgresql://direct/d",
     "encryption_keys": KEY,
     "bootstrap_token": "b" * 40,
     "on_drift": "warn",
@@ -60,6 +61,8 @@ def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, s
     usual: dict[str, str] = {"demo": "true"} if name == "fake_listen" else {}
     if name == "database_url":
         usual = {"encryption_keys": KEY}
+    if name == "database_listen_url":
+        usual = {"encryption_keys": KEY, "database_url": "postgresql://h/d"}
     changed = usual | {name: CHANGED.get(name, "17s")}
     if name.startswith("tls_"):
         changed = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}

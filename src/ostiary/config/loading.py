@@ -39,7 +39,7 @@ PLANNED = frozenset(
         *("actor_header_id", "actor_header_username", "actor_header_email", "dump_dir"),
         *("circuit_breaker_enabled", "circuit_breaker_failure_threshold", "circuit_breaker_interval"),
         *("circuit_breaker_timeout", "circuit_breaker_max_requests"),
-        *("public_url", "database_listen_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
+        *("public_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
     )
 )
 """Names of the design that have no effect yet."""
@@ -270,6 +270,11 @@ def _check_together(findings: _Findings, settings: Settings | None) -> None:
     for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
         if one in given and other not in given:
             problems.append(f"{given[one].origin} needs {other} beside it ({flag(other)} or {variable(other)})")
+    if "database_listen_url" in given and "database_url" not in given:
+        problems.append(
+            f"{given['database_listen_url'].origin} needs {variable('database_url')} beside it: "
+            "the embedded database has no pooler in front"
+        )
     if "database_url" in given and "encryption_keys" not in given:
         problems.append(
             f"{given['database_url'].origin} needs {variable('encryption_keys')} beside it: "

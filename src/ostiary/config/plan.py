@@ -86,6 +86,7 @@ def control_settings(loaded: Loaded) -> ControlSettings:
     settings = loaded.settings
     return ControlSettings(
         database_url=settings.database_url,
+        database_listen_url=settings.database_listen_url,
         data_dir=str(settings.data_dir),
         gateway_key=Secret(""),
         front_door_secret=Secret(""),

@@ -143,6 +143,16 @@ class Settings(BaseSettings):
             default_text="embedded",
         ),
     ] = Secret("")
+    database_listen_url: Annotated[
+        Secret,
+        Setting(
+            _DATABASE,
+            values.database_url(),
+            "The same database without a connection pooler in between, to be told of changes (`LISTEN`): "
+            "a pooler in transaction mode passes none on.",
+            default_text="`database_url`",
+        ),
+    ] = Secret("")
     encryption_keys: Annotated[
         tuple[Secret, ...],
         Setting(

@@ -103,6 +103,7 @@ class ControlSettings(Struct, frozen=True):
     public_url: str
     embedded_database: bool = True
     database_listen_url: Secret = Secret("")
+    """The same database past a connection pooler, for LISTEN. Empty: `database_url`."""
     encryption_keys: tuple[Secret, ...] = ()
     """Base64 of 32 bytes each, the first one encrypts. Empty only with the embedded database (key file)."""
     bootstrap_token: Secret = Secret("")

@@ -73,6 +73,17 @@ tokens = Table(
     Index("tokens_user", "user_id"),
 )
 
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    _uuid("api_key_id", nullable=True),
+    _uuid("owner_id", nullable=True),
+    _time("at", default_now=True),
+    CheckConstraint("num_nonnulls(api_key_id, owner_id) = 1", name="revocations_subject"),
+)
+"""Who must be asked for again; `control.identity.revocations` numbers them in the order of their commits."""
+
 audit_log = Table(
     "audit_log",
     metadata,
