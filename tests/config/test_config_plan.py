@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ostiary.config import SETTINGS, load
+from ostiary.config import load
 from ostiary.config.plan import server_plan
+from ostiary.config.settings import settings_of
 from ostiary.core.settings import TLSFiles
 from ostiary.runtime.plan import Address, ServerPlan
 
@@ -56,7 +57,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.pem") for name in ("key", "cert")}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", settings_of("server"))
 def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, str]) -> None:
     usual: dict[str, str] = {"demo": "true"} if name == "fake_listen" else {}
     if name == "database_url":
@@ -64,8 +65,12 @@ def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, s
     if name == "database_listen_url":
         usual = {"encryption_keys": KEY, "database_url": "postgresql://h/d"}
     changed = usual | {name: CHANGED.get(name, "17s")}
+    tls = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
     if name.startswith("tls_"):
-        changed = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
+        changed = tls
+    if name == "client_ca_file":
+        usual = tls
+        changed = tls | {name: files["cert"]}
     if name == "ca_file":
         changed = {name: files["cert"]}
     if name == "fake_listen":

@@ -33,6 +33,8 @@ class GatewaySettings(Struct, frozen=True):
     front_door_secret: Secret = Secret("")
     """Embedded: the per-start secret by which the control plane believes our X-Forwarded-* headers."""
     tls: TLSFiles | None = None
+    client_ca_file: str = ""
+    """With `tls`: client certificates of these CAs are asked for, and required on RPC paths."""
     log: LogSettings = LogSettings()
     journal_sync: Literal["interval", "always"] = "interval"
     journal_full: Literal["refuse", "shed-content"] = "refuse"
@@ -80,6 +82,12 @@ class LinkSettings(Struct, frozen=True):
     auth_grace: float = 3600.0
     drain_timeout: float = 60.0
     """How long a graceful stop tries to ship what is left."""
+    cache_dir: str = ""
+    """Standalone: where what the control plane said last is kept, encrypted. Empty: nowhere."""
+    control_ca_file: str = ""
+    """CAs (PEM) that vouch for the control plane beside the system's."""
+    control_tls: TLSFiles | None = None
+    """The client certificate towards the control plane."""
 
 
 class DemoProvider(Struct, frozen=True):
