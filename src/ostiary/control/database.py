@@ -83,6 +83,20 @@ async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | 
     return engine
 
 
+async def connect_driver(url: Secret, *, command_timeout: float = _CONNECT_TIMEOUT) -> Any:  # Any: asyncpg is untyped
+    """A connection of asyncpg beside the engine, for what must stay on one. Raises as `connect`."""
+    dsn = _dsn(url)
+    try:
+        return await asyncpg.connect(
+            dsn.reveal(),
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=command_timeout,
+            server_settings={"application_name": "ostiary-control"},
+        )
+    except (*DATABASE_ERRORS, ValueError, asyncpg.ClientConfigurationError) as exc:
+        raise _connect_error(exc) from exc
+
+
 async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped
     """The asyncpg connection below; it goes back to the pool with `connection`."""
     raw = await connection.get_raw_connection()

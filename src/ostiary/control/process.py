@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.core.messages import ControlBoot, Drain, Drained, Fatal, Ready
@@ -25,6 +24,7 @@ from ostiary.core.supervision import Supervision
 
 from . import database, identity, partitions, seed, vault
 from .app import create_app
+from .events import Events
 from .state import ControlPlane
 from .store.migrate import migrate
 
@@ -57,8 +57,8 @@ async def run(boot: ControlBoot, fd: int, supervision: Supervision) -> int:
                 return 1
             if control is not None:
                 try:
-                    async with _running(partitions.keep_ahead(control.engine)):
-                        await _serve(create_app(control), listening, supervision, drain, cut)
+                    async with _running(partitions.keep_ahead(control.engine)), _running(control.events.run()):
+                        await _serve(control, listening, supervision, drain, cut)
                 finally:
                     await control.engine.dispose()
     supervision.report(Drained())
@@ -90,7 +90,7 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
     except BaseException:
         await engine.dispose()
         raise
-    return ControlPlane(engine, settings, opened)
+    return ControlPlane(engine, settings, opened, Events(engine, settings.database_listen_url or settings.database_url))
 
 
 async def _migrate(settings: ControlSettings) -> None:
@@ -156,10 +156,10 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    app: FastAPI, listening: socket.socket, supervision: Supervision, drain: asyncio.Event, cut: asyncio.Event
+    control: ControlPlane, listening: socket.socket, supervision: Supervision, drain: asyncio.Event, cut: asyncio.Event
 ) -> None:
     config = uvicorn.Config(
-        app,
+        create_app(control),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -175,6 +175,8 @@ async def _serve(
     async def stop() -> None:
         await drain.wait()
         log.info("draining the control plane")
+        # watches last as long as they are let
+        control.events.stop()
         server.should_exit = True
         await cut.wait()
         server.force_exit = True

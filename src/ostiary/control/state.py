@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ostiary.core.settings import ControlSettings
 
 if TYPE_CHECKING:
+    from .events import Events
     from .vault import Vault
 
 
@@ -18,3 +19,4 @@ class ControlPlane:
     engine: AsyncEngine
     settings: ControlSettings
     vault: "Vault"
+    events: "Events"

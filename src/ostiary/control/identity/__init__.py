@@ -12,10 +12,12 @@ tells nothing by its timing. Who may do what is decided here, beside the change;
 
 from .bootstrap import BootstrapError, bootstrap
 from .lookup import Person, authenticate, lookup, lookup_numbered
+from .revocations import CHANNEL as REVOCATIONS
 from .revocations import Revocation, missed, newest_revocation, revocations_after
 from .tokens import new_token, token_sha256
 
 __all__ = [
+    "REVOCATIONS",
     "BootstrapError",
     "Person",
     "Revocation",

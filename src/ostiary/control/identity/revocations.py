@@ -47,11 +47,10 @@ async def newest_revocation(conn: AsyncConnection) -> int:
 
 
 async def missed(conn: AsyncConnection, after_seq: int) -> int | None:
-    """The newest number when somebody who stands at `after_seq` cannot be told all that came since; else None."""
+    """The newest number when somebody who stands at `after_seq` cannot be told all that came after; else None."""
     oldest, newest = func.coalesce(func.min(revocations.c.seq), 0), func.coalesce(func.max(revocations.c.seq), 0)
     first, last = (await conn.execute(select(oldest, newest))).one()
-    # 0 is who knows nothing
-    return int(last) if after_seq == 0 or after_seq > last or after_seq < first - 1 else None
+    return int(last) if after_seq > last or after_seq < first - 1 else None
 
 
 async def revocations_after(conn: AsyncConnection, after_seq: int) -> list[Revocation]:

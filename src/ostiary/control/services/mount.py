@@ -29,9 +29,12 @@ def rpc_application(control: ControlPlane) -> ASGIApp:
     ingest = Ingest(control.engine, structured_logging=control.settings.structured_logging)
     services: list[Any] = [  # Any: the generated classes are ASGI applications by asgiref's types
         RecorderASGIApplication(RecorderService(ingest), read_max_bytes=MAX_BATCH_BYTES),
-        AuthorizerASGIApplication(AuthorizerService(control.engine), read_max_bytes=_MAX_QUESTION_BYTES),
+        AuthorizerASGIApplication(
+            AuthorizerService(control.engine, control.events), read_max_bytes=_MAX_QUESTION_BYTES
+        ),
         ProviderConfiguratorASGIApplication(
-            ProviderConfiguratorService(control.engine, control.vault), read_max_bytes=_MAX_QUESTION_BYTES
+            ProviderConfiguratorService(control.engine, control.vault, control.events),
+            read_max_bytes=_MAX_QUESTION_BYTES,
         ),
     ]
     by_path = {cast("str", service.path): cast("ASGIApp", service) for service in services}
