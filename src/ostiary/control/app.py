@@ -8,6 +8,7 @@ from .api import (
     audit,
     docs,
     errors,
+    gateway_keys,
     health,
     interceptions,
     journals,
@@ -44,7 +45,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     rpc = rpc_application(control)
     for path in RPC_PATHS:
         app.mount(path, rpc)
-    for router in _RECORD_ROUTERS:
+    for router in (*_RECORD_ROUTERS, gateway_keys.router):
         app.include_router(router, prefix=PREFIX)
         app.include_router(router, prefix=ALIAS, include_in_schema=False)
     for router in _ROUTERS:

@@ -1,11 +1,13 @@
 """What the parts of the control plane share while it runs; it hangs at `app.state.control`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.core.settings import ControlSettings
+
+from .gateway_keys import GatewayCalls
 
 if TYPE_CHECKING:
     from .events import Events
@@ -20,3 +22,7 @@ class ControlPlane:
     settings: ControlSettings
     vault: "Vault"
     events: "Events"
+    gateway_calls: GatewayCalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gateway_calls", GatewayCalls(self.engine))

@@ -43,4 +43,4 @@ def rpc_application(control: ControlPlane) -> ASGIApp:
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         await by_path["/" + scope["path"].split("/", 2)[1]](scope, receive, send)
 
-    return Gate(dispatch, control.settings.gateway_key)
+    return Gate(dispatch, control.settings.gateway_key, control.gateway_calls)

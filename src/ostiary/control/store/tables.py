@@ -103,6 +103,22 @@ audit_log = Table(
     Index("audit_log_at", "at"),
 )
 
+# --- gateways
+
+ai_gateway_keys = Table(
+    "ai_gateway_keys",
+    metadata,
+    _uuid("id", primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("key_prefix", Text, nullable=False),
+    Column("key_sha256", LargeBinary, nullable=False),
+    _time("created_at", default_now=True),
+    _time("last_heartbeat_at", nullable=True),
+    UniqueConstraint("name", name="ai_gateway_keys_name"),
+    UniqueConstraint("key_prefix", name="ai_gateway_keys_prefix"),
+    UniqueConstraint("key_sha256", name="ai_gateway_keys_sha256"),
+)
+
 # --- providers
 
 vault_keys = Table(
