@@ -11,6 +11,7 @@ from ._app import new_app
 from ._settings_flags import with_settings_flags
 from .client import Client, segment
 from .failure import Failure
+from .gateway_status import status
 from .given import confirm
 from .output import AsJson, Column, ago, note, print_json, print_table, say
 
@@ -39,6 +40,8 @@ def start(loaded: Loaded) -> int:
 
 
 app.command()(with_settings_flags(start, "gateway"))
+
+app.command()(status)
 
 
 @keys.command()

@@ -48,6 +48,7 @@ def gateway_plan(loaded: Loaded) -> ServerPlan:
         gateway=replace(gateway_settings(settings), mode="standalone"),
         link=replace(
             link_settings(settings),
+            mode="standalone",
             control_url=settings.control_url,
             gateway_key=settings.gateway_key,
             cache_dir=str(settings.data_dir / "link"),

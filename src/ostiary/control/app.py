@@ -14,6 +14,7 @@ from .api import (
     journals,
     models_clients,
     providers,
+    replicas,
     sessions,
     tokens,
     users,
@@ -24,7 +25,13 @@ from .api.reading import ALIAS, PREFIX
 from .services import RPC_PATHS, rpc_application
 from .state import ControlPlane
 
-_RECORD_ROUTERS = (interceptions.router, sessions.router, models_clients.router, journals.router)
+_RECORD_ROUTERS = (
+    interceptions.router,
+    sessions.router,
+    models_clients.router,
+    journals.router,
+    replicas.router,
+)
 _ROUTERS = (providers.router, users.router, tokens.router, audit.router, vault.router, health.router, docs.router)
 
 

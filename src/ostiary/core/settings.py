@@ -75,6 +75,7 @@ class LinkSettings(Struct, frozen=True):
     """Embedded: a per-start secret that only this machine's control plane takes."""
     journal_dir: str
     data_dir: str
+    mode: Literal["embedded", "standalone"] = "embedded"
     metrics_enabled: bool = True
     log: LogSettings = LogSettings()
     poll_interval: float = 2.0

@@ -27,7 +27,7 @@ from pyqwest import Client, HTTPTransport, Proxy, Request, Response
 from ostiary import __version__
 from ostiary.core.secret import Secret
 from ostiary.rpc import version
-from ostiary.rpc.ostiary_connect import AuthorizerClient, ProviderConfiguratorClient, RecorderClient
+from ostiary.rpc.ostiary_connect import AuthorizerClient, FleetClient, ProviderConfiguratorClient, RecorderClient
 from ostiary.rpc.ostiary_pb2 import (
     GetAIProvidersRequest,
     GetAIProvidersResponse,
@@ -35,11 +35,14 @@ from ostiary.rpc.ostiary_pb2 import (
     IsAuthorizedResponse,
     RecordAck,
     RecordBatch,
+    ReportStatusRequest,
+    ReportStatusResponse,
 )
 
 CONNECT_TIMEOUT = 5.0
 POLL_TIMEOUT = 12.0
 """Seconds; above what the control plane waits for a seed in flight."""
+STATUS_TIMEOUT = 10.0
 RECORD_TIMEOUT = 75.0
 """Seconds; above what the control plane allows a batch to take."""
 MAX_ANSWER = 64 * 1024**2
@@ -124,6 +127,7 @@ class ControlClient:
         self._recorder = service(RecorderClient)
         self._authorizer = service(AuthorizerClient)
         self._configurator = service(ProviderConfiguratorClient)
+        self._fleet = service(FleetClient)
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +146,9 @@ class ControlClient:
     async def get_ai_providers(self, known_revision: int, within: float = POLL_TIMEOUT) -> GetAIProvidersResponse:
         request = GetAIProvidersRequest(known_revision=known_revision)
         return await self._call(self._configurator.get_ai_providers, request, within)
+
+    async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
+        return await self._call(self._fleet.report_status, status, within)
 
     async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
         headers = {

@@ -24,6 +24,7 @@ from .journal_shipper import ShipperMetrics
 from .metrics_page import MetricsServer
 from .shipper import Shipper
 from .snapshots import SnapshotMetrics, SnapshotPoll
+from .status import StatusReports
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -78,6 +79,15 @@ class _Link:
             on_ready=lambda: supervision.report(MachineReady()),
             on_gone=self._shipper.look_now,
         )
+        self._status = StatusReports(
+            client,
+            self._connection,
+            self._workers,
+            self._shipper,
+            data_dir=Path(settings.data_dir),
+            mode=settings.mode,
+            served=lambda: self._poll.snapshot,
+        )
 
     async def run(self, metrics_fd: int | None) -> int:
         page = MetricsServer(self._families)
@@ -87,6 +97,7 @@ class _Link:
             asyncio.create_task(self._poll.run()),
             asyncio.create_task(self._shipper.run()),
             asyncio.create_task(self._repeat_state()),
+            asyncio.create_task(self._status.run()),
         ]
         orders = asyncio.create_task(self._follow_orders())
         self._supervision.report(Ready())

@@ -5,7 +5,8 @@
 `authorizer`  Authorizer: who a token is, and which answers no longer hold
 `providers`   ProviderConfigurator: the full set, when to fetch it again, and how a `ProviderSpec` looks on the wire
 `beats`       the rhythm of the watches
-`mount`       the three under one ASGI application
+`fleet`       Fleet.ReportStatus
+`mount`       all of them under one ASGI application
 """
 
 from .mount import RPC_PATHS, rpc_application

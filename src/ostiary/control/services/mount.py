@@ -8,20 +8,28 @@ from ostiary.control.ingest import Ingest
 from ostiary.control.state import ControlPlane
 from ostiary.rpc.ostiary_connect import (
     AuthorizerASGIApplication,
+    FleetASGIApplication,
     ProviderConfiguratorASGIApplication,
     RecorderASGIApplication,
 )
 
 from .authorizer import AuthorizerService
+from .fleet import FleetService
 from .gate import Gate
 from .providers import ProviderConfiguratorService
 from .recorder import RecorderService
 
-RPC_PATHS: Final = ("/ostiary.v1.Recorder", "/ostiary.v1.Authorizer", "/ostiary.v1.ProviderConfigurator")
+RPC_PATHS: Final = (
+    "/ostiary.v1.Recorder",
+    "/ostiary.v1.Authorizer",
+    "/ostiary.v1.ProviderConfigurator",
+    "/ostiary.v1.Fleet",
+)
 
 MAX_BATCH_BYTES: Final = 96 * 1024**2
 """One record holds at most a request's prompt and an answer's facts; links cut their batches far below."""
 _MAX_QUESTION_BYTES: Final = 64 * 1024
+_MAX_STATUS_BYTES: Final = 1024**2
 
 
 def rpc_application(control: ControlPlane) -> ASGIApp:
@@ -36,6 +44,7 @@ def rpc_application(control: ControlPlane) -> ASGIApp:
             ProviderConfiguratorService(control.engine, control.vault, control.events),
             read_max_bytes=_MAX_QUESTION_BYTES,
         ),
+        FleetASGIApplication(FleetService(control.engine), read_max_bytes=_MAX_STATUS_BYTES),
     ]
     by_path = {cast("str", service.path): cast("ASGIApp", service) for service in services}
     assert tuple(by_path) == RPC_PATHS

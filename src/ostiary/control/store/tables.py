@@ -196,6 +196,22 @@ ingest_rejected = Table(
     _time("at", default_now=True),
 )
 
+# --- gateways
+
+replicas = Table(
+    "replicas",
+    metadata,
+    _uuid("replica_id", primary_key=True),  # of a machine's data directory
+    Column("hostname", Text, nullable=False),
+    Column("mode", Text, nullable=False),  # embedded | standalone
+    Column("build", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("status", JSONB, nullable=False),  # workers, keys, breakers, journals, provider_errors
+    _time("first_seen", default_now=True),
+    _time("last_seen", default_now=True),
+    Index("replicas_last_seen", "last_seen"),
+)
+
 # --- what is recorded
 
 interceptions = Table(
