@@ -7,6 +7,7 @@
 import asyncio
 import json
 import socket
+from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 import msgspec
@@ -32,6 +33,10 @@ from ostiary.rpc.ostiary_pb2 import (
     RecordAck,
     RecordBatch,
     RejectedRecord,
+    Revocation,
+    WatchAIProvidersRequest,
+    WatchAIProvidersResponse,
+    WatchRevocationsRequest,
 )
 
 KEY = "gateway-key-for-tests-0123456789"
@@ -58,7 +63,13 @@ class FarEnd:
         self.asked: list[bytes] = []
         self.polls: list[int] = []
         self.headers: list[dict[str, str]] = []
-        self.failing: dict[str, list[ConnectError | None]] = {"record": [], "is_authorized": [], "get_ai_providers": []}
+        self.failing: dict[str, list[ConnectError | None]] = {
+            "record": [],
+            "is_authorized": [],
+            "get_ai_providers": [],
+            "watch_ai_providers": [],
+            "watch_revocations": [],
+        }
         """RPC → errors for its next calls; None lets one through. `always` has its own."""
         self.always: dict[str, ConnectError] = {}
         self.lose_answers = 0
@@ -67,6 +78,13 @@ class FarEnd:
         """Status, body and content type that answer everything, as an ingress would."""
         self.hold: asyncio.Event | None = None
         """While set and not fired, authorisations wait for it."""
+        self.revocations: list[Revocation] = []
+        """What a watch is told, from behind its number on; `tell` wakes it."""
+        self.watched: list[int] = []
+        """after_seq of each watch of revocations that began."""
+        self.silent = False
+        """Watches say nothing any more."""
+        self.told = asyncio.Condition()
         self._listening = socket.socket()
         self._listening.bind(("127.0.0.1", 0))
         self._listening.listen(128)
@@ -106,8 +124,14 @@ class FarEnd:
         assert self._server
         assert self._serving
         self._server.should_exit = self._server.force_exit = True
+        self._cut(self._server)
         await self._serving
+        self._cut(self._server)  # who came while it was ending
         self._server = None
+
+    def _cut(self, server: uvicorn.Server) -> None:
+        for connection in tuple(server.server_state.connections):
+            connection.transport.abort()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -192,6 +216,36 @@ class FarEnd:
         if self.revision and request.known_revision == self.revision:
             return GetAIProvidersResponse(revision=self.revision, unchanged=True)
         return GetAIProvidersResponse(revision=self.revision, providers=self.providers)
+
+    async def watch_ai_providers(
+        self, _request: WatchAIProvidersRequest, _ctx: object
+    ) -> AsyncGenerator[WatchAIProvidersResponse]:
+        self._maybe_fail("watch_ai_providers")
+        told = -1
+        while True:
+            async with self.told:
+                while self.silent or told == self.revision:
+                    await self.told.wait()
+            told = self.revision
+            yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_CHANGED, revision=told)
+
+    async def watch_revocations(self, request: WatchRevocationsRequest, _ctx: object) -> AsyncGenerator[Revocation]:
+        self._maybe_fail("watch_revocations")
+        self.watched.append(request.after_seq)
+        position = request.after_seq
+        yield Revocation(seq=position, reset=not position)
+        while True:
+            async with self.told:
+                while self.silent or not (newer := [one for one in self.revocations if one.seq > position]):
+                    await self.told.wait()
+            for one in newer:
+                position = one.seq
+                yield one
+
+    async def tell(self) -> None:
+        """Wake the watches."""
+        async with self.told:
+            self.told.notify_all()
 
 
 async def _answer(send: Any, status: int, body: bytes, content_type: str) -> None:

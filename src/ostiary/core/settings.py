@@ -78,8 +78,10 @@ class LinkSettings(Struct, frozen=True):
     mode: Literal["embedded", "standalone"] = "embedded"
     metrics_enabled: bool = True
     log: LogSettings = LogSettings()
-    poll_interval: float = 2.0
-    auth_ttl: float = 5.0
+    poll_interval: float = 10.0
+    """Seconds between two looks at the revision; changes are pushed besides."""
+    auth_ttl: float = 60.0
+    """How long an answer may be used while revocations are pushed."""
     auth_grace: float = 3600.0
     drain_timeout: float = 60.0
     """How long a graceful stop tries to ship what is left."""

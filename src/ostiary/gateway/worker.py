@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from ostiary.core.messages import Authorization, MachineState, MetricsReport, Serving
+from ostiary.core.messages import Authorization, MachineState, MetricsReport, Revoked, Serving
 from ostiary.core.messages import Snapshot as SnapshotMessage
 from ostiary.core.settings import GatewaySettings
 from ostiary.http1.errors import HeadError
@@ -178,6 +178,13 @@ class Worker:
 
     def take_authorization(self, message: Authorization) -> None:
         self.authorizations.receive(message)
+
+    def take_revocation(self, message: Revoked) -> None:
+        """For requests to come; those in flight have been let in."""
+        if message.everything:
+            self.authorizations.ask_again(message.within)
+        else:
+            self.authorizations.revoke(message.api_key_id, message.owner_id)
 
     def take_machine_state(self, message: MachineState) -> None:
         self.machine = message

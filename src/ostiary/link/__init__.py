@@ -5,6 +5,7 @@
 `connection`      whether the control plane answers, and for how long what it said may be used
 `backoff`         waiting between attempts
 `snapshots`       which providers there are; its poll is the heartbeat
+`watches`         what the control plane pushes: changes of providers, revocations
 `authorizations`  who a token is: remembered answers, and questions that are asked once
 `shipper`         all journals of the machine
 `journal_shipper` one journal, from where the control plane holds it to its end

@@ -10,7 +10,7 @@ Rules
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
@@ -37,6 +37,10 @@ from ostiary.rpc.ostiary_pb2 import (
     RecordBatch,
     ReportStatusRequest,
     ReportStatusResponse,
+    Revocation,
+    WatchAIProvidersRequest,
+    WatchAIProvidersResponse,
+    WatchRevocationsRequest,
 )
 
 CONNECT_TIMEOUT = 5.0
@@ -150,20 +154,59 @@ class ControlClient:
     async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
         return await self._call(self._fleet.report_status, status, within)
 
+    def watch_ai_providers(self, silence: float) -> AsyncGenerator[WatchAIProvidersResponse]:
+        """Until it fails, at the latest after `silence` seconds without a word."""
+        return self._stream(self._configurator.watch_ai_providers, WatchAIProvidersRequest(), silence)
+
+    def watch_revocations(self, after_seq: int, silence: float) -> AsyncGenerator[Revocation]:
+        """The same."""
+        request = WatchRevocationsRequest(after_seq=after_seq)
+        return self._stream(self._authorizer.watch_revocations, request, silence)
+
     async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
-        headers = {
+        try:
+            answer = await method(request, headers=self._headers(), timeout_ms=max(1, int(within * 1000)))
+        except ConnectError as error:
+            _check_cancelled()
+            raise _failure(error) from error
+        _check_cancelled()
+        return answer
+
+    async def _stream(
+        self, method: Callable[..., AsyncIterator[_Answer]], request: Message, silence: float
+    ) -> AsyncGenerator[_Answer]:
+        messages = method(request, headers=self._headers())
+        try:
+            while True:
+                quiet = asyncio.timeout(silence)
+                try:
+                    async with quiet:
+                        message = await anext(messages)
+                except StopAsyncIteration:
+                    raise ControlFailure(Code.UNAVAILABLE, "the control plane ended the watch") from None
+                except (ConnectError, TimeoutError) as error:
+                    _check_cancelled()
+                    if quiet.expired() or isinstance(error, TimeoutError):
+                        reason = f"nothing was heard for {silence:g} s"
+                        raise ControlFailure(Code.DEADLINE_EXCEEDED, reason) from error
+                    raise _failure(error) from error
+                _check_cancelled()
+                yield message
+        finally:
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
+
+    def _headers(self) -> dict[str, str]:
+        return {
             version.HEADER_GATEWAY_KEY: self._key.reveal(),
             version.HEADER_API_VERSION: version.CURRENT,
             version.HEADER_BUILD: __version__,
         }
-        try:
-            answer = await method(request, headers=headers, timeout_ms=max(1, int(within * 1000)))
-        except ConnectError as error:
-            _check_cancelled()
-            plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
-            raise ControlFailure(error.code, error.message, plain) from error
-        _check_cancelled()
-        return answer
+
+
+def _failure(error: ConnectError) -> ControlFailure:
+    plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
+    return ControlFailure(error.code, error.message, plain)
 
 
 def _check_cancelled() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,6 +26,7 @@ from .metrics_page import MetricsServer
 from .shipper import Shipper
 from .snapshots import SnapshotMetrics, SnapshotPoll
 from .status import StatusReports
+from .watches import ProviderWatch, RevocationWatch
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -66,9 +68,10 @@ class _Link:
             ShipperMetrics(self._registry),
             on_failure=lambda: self._poll.notice(reached=False),
         )
+        memory = Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace)
         self._authorizations = Authorizations(
             client.is_authorized,
-            Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace),
+            memory,
             link_up=lambda: self._connection.up,
             notice=lambda reached: self._poll.notice(reached=reached),
         )
@@ -78,6 +81,11 @@ class _Link:
             self._authorizations,
             on_ready=lambda: supervision.report(MachineReady()),
             on_gone=self._shipper.look_now,
+        )
+        look = partial(self._poll.notice, reached=False)
+        self._watches = (
+            ProviderWatch(client, self._poll.changed, look),
+            RevocationWatch(client, memory, self._workers.revoke, look),
         )
         self._status = StatusReports(
             client,
@@ -97,6 +105,7 @@ class _Link:
             asyncio.create_task(self._poll.run()),
             asyncio.create_task(self._shipper.run()),
             asyncio.create_task(self._repeat_state()),
+            *(asyncio.create_task(watch.run()) for watch in self._watches),
             asyncio.create_task(self._status.run()),
         ]
         orders = asyncio.create_task(self._follow_orders())
@@ -173,6 +182,8 @@ class _Link:
         if self._connection.up:
             self._beat.note()
             self._shipper.look_now()
+            for watch in self._watches:
+                watch.look_now()
 
     async def _repeat_state(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Which providers there are: asked every `poll_interval`, and at once when something seems wrong.
+"""Which providers there are: asked when they have changed, when something seems wrong, and every `poll_interval`.
 
 Rules
 - The poll is also the heartbeat: it alone says whether the link is up.
@@ -129,6 +129,11 @@ class SnapshotPoll:
     def notice(self, *, reached: bool) -> None:
         """Another call got through, or did not: look at once if that is news."""
         if reached != self._connection.up:
+            self._asked.set()
+
+    def changed(self, revision: int) -> None:
+        """The control plane says that this revision is current."""
+        if self.snapshot is None or self.snapshot.revision != revision:
             self._asked.set()
 
     async def run(self) -> None:

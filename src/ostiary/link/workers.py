@@ -19,6 +19,7 @@ from ostiary.core.messages import (
     AskMetrics,
     MachineState,
     MetricsReport,
+    Revoked,
     Serving,
     Snapshot,
     WorkerHello,
@@ -123,6 +124,11 @@ class Workers:
         self._snapshot = snapshot
         for channel in self._channels.values():
             channel.send(snapshot)
+
+    def revoke(self, message: Revoked) -> None:
+        """Forget, or ask again."""
+        for channel in self._channels.values():
+            channel.revoke(message)
 
     def tell_state(self) -> None:
         """Tell all workers whether the machine is ready, if that or the link has changed."""
