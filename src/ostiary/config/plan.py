@@ -124,6 +124,10 @@ def control_settings(loaded: Loaded) -> ControlSettings:
         allow_byok=settings.allow_byok,
         log=log_settings(settings),
         structured_logging=settings.structured_logging,
+        ca_file=str(settings.ca_file or ""),
+        https_proxy=settings.https_proxy,
+        no_proxy=settings.no_proxy,
+        egress_allow=settings.egress_allow,
     )
 
 

@@ -125,6 +125,11 @@ class ControlSettings(Struct, frozen=True):
     allow_byok: bool = True
     log: LogSettings = LogSettings()
     structured_logging: bool = False
+    ca_file: str = ""
+    """As of the workers, and so the next three: for the calls by which keys are tried."""
+    https_proxy: Secret = Secret("")
+    no_proxy: str = ""
+    egress_allow: tuple[str, ...] = ()
 
 
 class FakeSettings(Struct, frozen=True):
