@@ -27,6 +27,7 @@ from ostiary.rpc.ostiary_pb2 import AuthorizationRefusal as WireRefusal
 from ostiary.rpc.ostiary_pb2 import IsAuthorizedResponse
 
 from .backoff import Backoff
+from .cache import KnownToken
 from .client import ControlFailure
 
 log = structlog.get_logger(__name__)
@@ -74,6 +75,9 @@ class Memory:
         self._grace = auth_grace
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[Refusal, float]] = OrderedDict()
+        self.changes = 0
+        """How often somebody became known, or was forgotten before their time."""
+        self.confirmations = 0
         self.seq = 0
         """The newest revocation that the watch has told of, or stands behind; 0: none."""
         self._watched = False
@@ -89,6 +93,7 @@ class Memory:
         ]
         for token in gone:
             del self._known[token]
+        self.changes += len(gone)
         self._revoked[subject] = seq
         self._revoked.move_to_end(subject)
         while len(self._revoked) > REVOKED_MAX:
@@ -120,6 +125,19 @@ class Memory:
         needed = (self._floor, self._revoked.get(answer.api_key_id, 0), self._revoked.get(answer.owner_id, 0))
         return answer.seq < max(needed)
 
+    def kept(self) -> list[KnownToken]:
+        """Everybody known, to be restored after a restart."""
+        ago = self._wall() - self._clock()
+        return [KnownToken(token, known.identity, known.confirmed_at + ago) for token, known in self._known.items()]
+
+    def restore(self, tokens: list[KnownToken]) -> None:
+        """Everybody from before a restart whom the grace still lets in. Answers of this process are newer."""
+        now, wall = self._clock(), self._wall()
+        for token in tokens[-KNOWN_MAX:]:
+            age = max(0.0, wall - token.confirmed_at)
+            if age < self._grace and not self._expired(token.identity):
+                self._known.setdefault(token.token_sha256, _Known(token.identity, now - age, now - age))
+
     def learn(self, token_sha256: bytes, answer: IsAuthorizedResponse) -> Authorization:
         """Remember an answer; gives what the worker is told."""
         if answer.refusal != WireRefusal.AUTHORIZATION_REFUSAL_UNSPECIFIED:
@@ -140,6 +158,8 @@ class Memory:
             return self._refuse(token_sha256, Refusal.EXPIRED)
         ttl = min(answer.ttl, self._longest) if answer.ttl > 0 else self._longest
         self._refused.pop(token_sha256, None)
+        self.confirmations += 1
+        self.changes += token_sha256 not in self._known
         known = self._known[token_sha256] = _Known(identity, now, now + ttl)
         self._known.move_to_end(token_sha256)
         while len(self._known) > KNOWN_MAX:
@@ -177,7 +197,8 @@ class Memory:
         return self._as_answer(token_sha256, known, min(self._longest, left))
 
     def _refuse(self, token_sha256: bytes, refusal: Refusal) -> Authorization:
-        self._known.pop(token_sha256, None)
+        if self._known.pop(token_sha256, None) is not None:
+            self.changes += 1
         self._refused[token_sha256] = (refusal, self._clock() + REFUSAL_TTL)
         self._refused.move_to_end(token_sha256)
         while len(self._refused) > REFUSED_MAX:

@@ -31,6 +31,8 @@ from ostiary.core.identity import Identity
 from ostiary.core.messages import Snapshot
 from ostiary.core.secret import Secret, secret_dec_hook, secret_enc_hook
 
+from .backoff import happens
+
 log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL: Final = 1.0
@@ -160,21 +162,32 @@ class CacheKeeper:
         self._confirmations = confirmations
         self._snapshot: Snapshot | None = None
         self._written: Snapshot | None = None
+        self._taken = asyncio.Event()
+        self._counted = (changes(), confirmations())
+        self._written_at = time.monotonic()
 
     def take(self, snapshot: Snapshot) -> None:
         """This is what is served from now on."""
         self._snapshot = snapshot
+        self._taken.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        changes, confirmations, written_at = self._changes(), self._confirmations(), time.monotonic()
         while True:
-            if self._snapshot is not None and self._snapshot is not self._written:
-                self._written = self._snapshot
-                await asyncio.to_thread(self._cache.write_snapshot, self._written)
-            due = time.monotonic() - written_at >= REFRESH_INTERVAL and self._confirmations() != confirmations
-            if self._changes() != changes or due:
-                changes, confirmations = self._changes(), self._confirmations()
-                await asyncio.to_thread(self._cache.write_tokens, self._tokens())
-                written_at = time.monotonic()
-            await asyncio.sleep(LOOK_INTERVAL)
+            await self._write(refresh=time.monotonic() - self._written_at >= REFRESH_INTERVAL)
+            await happens(self._taken, LOOK_INTERVAL)
+            self._taken.clear()
+
+    async def close(self) -> None:
+        """Write what is not on disk yet. After `run` has ended."""
+        await self._write(refresh=True)
+
+    async def _write(self, *, refresh: bool) -> None:
+        if self._snapshot is not self._written and self._snapshot is not None:
+            self._written = self._snapshot
+            await asyncio.to_thread(self._cache.write_snapshot, self._written)
+        changes, confirmations = self._changes(), self._confirmations()
+        if changes != self._counted[0] or (refresh and confirmations != self._counted[1]):
+            self._counted = changes, confirmations
+            await asyncio.to_thread(self._cache.write_tokens, self._tokens())
+            self._written_at = time.monotonic()

@@ -11,6 +11,7 @@ Rules
 import asyncio
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from pyqwest import Client, HTTPTransport, Proxy, Request, Response
 
 from ostiary import __version__
 from ostiary.core.secret import Secret
+from ostiary.core.settings import TLSFiles
 from ostiary.rpc import version
 from ostiary.rpc.ostiary_connect import AuthorizerClient, FleetClient, ProviderConfiguratorClient, RecorderClient
 from ostiary.rpc.ostiary_pb2 import (
@@ -72,12 +74,17 @@ class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, wh
         return self.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELED)
 
     @property
+    def refuses_key(self) -> bool:
+        """A control plane says that this gateway's key is none."""
+        return self.plain_status is None and self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+
+    @property
     def too_large(self) -> bool:
         return self.plain_status == 413 or (self.plain_status is None and self.code is Code.RESOURCE_EXHAUSTED)
 
     def fatal(self, url: str, *, ever_up: bool) -> str | None:
         """The one line with which the process must end, saying what to do (design §9); None: try again."""
-        if self.plain_status is None and self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        if self.refuses_key:
             return (
                 f"the control plane at {url} refuses this gateway's key ({self}): make one with `ostiary gateway keys "
                 "create NAME` and start again with it"
@@ -100,15 +107,22 @@ class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, wh
 
 
 class ControlClient:
-    """An async context manager. Its calls take `within` seconds at most and raise `ControlFailure`."""
+    """An async context manager. Its calls take `within` seconds at most and raise `ControlFailure`.
 
-    def __init__(self, url: str, gateway_key: Secret) -> None:
+    `ca_file` has certificates that vouch for the control plane beside the system's, `tls` is shown to it.
+    Raises `OSError` for one that cannot be read.
+    """
+
+    def __init__(self, url: str, gateway_key: Secret, ca_file: str = "", tls: TLSFiles | None = None) -> None:
         self.url = url.rstrip("/")
         self._key = gateway_key
         host = urlsplit(self.url).hostname or ""
         loopback = _is_loopback(host)
         self._transport = HTTPTransport(
             tls_include_system_certs=self.url.startswith("https:"),
+            tls_ca_cert=Path(ca_file).read_bytes() if ca_file else None,
+            tls_cert=Path(tls.cert_file).read_bytes() if tls is not None else None,
+            tls_key=Path(tls.key_file).read_bytes() if tls is not None else None,
             # only a proxy rule of our own keeps the environment's away; this one matches nothing
             proxy=Proxy("http://127.0.0.1:9", no_proxy=host) if loopback else None,
             connect_timeout=CONNECT_TIMEOUT,
@@ -151,9 +165,6 @@ class ControlClient:
         request = GetAIProvidersRequest(known_revision=known_revision)
         return await self._call(self._configurator.get_ai_providers, request, within)
 
-    async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
-        return await self._call(self._fleet.report_status, status, within)
-
     def watch_ai_providers(self, silence: float) -> AsyncGenerator[WatchAIProvidersResponse]:
         """Until it fails, at the latest after `silence` seconds without a word."""
         return self._stream(self._configurator.watch_ai_providers, WatchAIProvidersRequest(), silence)
@@ -162,6 +173,9 @@ class ControlClient:
         """The same."""
         request = WatchRevocationsRequest(after_seq=after_seq)
         return self._stream(self._authorizer.watch_revocations, request, silence)
+
+    async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
+        return await self._call(self._fleet.report_status, status, within)
 
     async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
         try:
