@@ -51,10 +51,13 @@ class DatabaseUnusableError(Exception):
     """The database or its URL cannot be used until somebody changes something; the text says what."""
 
 
-async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT) -> AsyncEngine:
+async def connect(
+    url: Secret, *, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT, **parameters: str
+) -> AsyncEngine:
     """An engine on `url` (postgres://, postgresql:// or postgresql+asyncpg://) that has connected once.
 
-    `command_timeout`: seconds that any one statement may take. Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
+    `command_timeout`: seconds that any one statement may take. `parameters`: settings that every connection begins with.
+    Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
     """
     dsn = _dsn(url)
 
@@ -63,7 +66,7 @@ async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | 
             dsn.reveal(),
             timeout=_CONNECT_TIMEOUT,
             command_timeout=command_timeout,
-            server_settings={"application_name": "ostiary-control"},
+            server_settings={"application_name": "ostiary-control", **parameters},
         )
 
     engine = create_async_engine(

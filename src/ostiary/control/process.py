@@ -26,6 +26,7 @@ from . import database, identity, partitions, seed, vault
 from .app import create_app
 from .events import Events
 from .state import ControlPlane
+from .store import rpc_role
 from .store.migrate import migrate
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,7 @@ async def run(boot: ControlBoot, fd: int, supervision: Supervision) -> int:
                     async with _running(partitions.keep_ahead(control.engine)), _running(control.events.run()):
                         await _serve(control, listening, supervision, drain, cut)
                 finally:
-                    await control.engine.dispose()
+                    await control.dispose()
     supervision.report(Drained())
     return 0
 
@@ -87,10 +88,23 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
                 supervision.report(note)
         with _step("seed the providers"):
             await seed.seed(engine, opened, settings)
+        with _step("prepare the database role of RPC"):
+            rpc_only = await _rpc_engine(engine, settings)
     except BaseException:
         await engine.dispose()
         raise
-    return ControlPlane(engine, settings, opened, Events(engine, settings.database_listen_url or settings.database_url))
+    events = Events(engine, settings.database_listen_url or settings.database_url)
+    return ControlPlane(engine, settings, opened, events, rpc_only)
+
+
+async def _rpc_engine(engine: AsyncEngine, settings: ControlSettings) -> AsyncEngine | None:
+    """Connections under the narrow role; None, with a line in the log, where this database user cannot have it."""
+    try:
+        await rpc_role.ensure_role(engine)
+        return await rpc_role.connect_as(engine, settings.database_url)
+    except rpc_role.RoleUnusableError as exc:
+        log.warning("running RPC without a role of its own", cause=str(exc), hint="docs/database.md says what to grant")
+        return None
 
 
 async def _migrate(settings: ControlSettings) -> None:

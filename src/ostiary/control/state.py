@@ -22,7 +22,20 @@ class ControlPlane:
     settings: ControlSettings
     vault: "Vault"
     events: "Events"
+    rpc_only: AsyncEngine | None = None
+    """The way to the database under the narrow role of RPC; None where there is none."""
     gateway_calls: GatewayCalls = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gateway_calls", GatewayCalls(self.engine))
+        object.__setattr__(self, "gateway_calls", GatewayCalls(self.rpc_engine))
+
+    @property
+    def rpc_engine(self) -> AsyncEngine:
+        """For what gateways ask and tell."""
+        return self.rpc_only or self.engine
+
+    async def dispose(self) -> None:
+        """Close every connection to the database."""
+        for engine in (self.engine, self.rpc_only):
+            if engine is not None:
+                await engine.dispose()

@@ -34,17 +34,17 @@ _MAX_STATUS_BYTES: Final = 1024**2
 
 def rpc_application(control: ControlPlane) -> ASGIApp:
     """Mount it under each of `RPC_PATHS`."""
-    ingest = Ingest(control.engine, structured_logging=control.settings.structured_logging)
+    ingest = Ingest(control.rpc_engine, structured_logging=control.settings.structured_logging)
     services: list[Any] = [  # Any: the generated classes are ASGI applications by asgiref's types
         RecorderASGIApplication(RecorderService(ingest), read_max_bytes=MAX_BATCH_BYTES),
         AuthorizerASGIApplication(
-            AuthorizerService(control.engine, control.events), read_max_bytes=_MAX_QUESTION_BYTES
+            AuthorizerService(control.rpc_engine, control.events), read_max_bytes=_MAX_QUESTION_BYTES
         ),
         ProviderConfiguratorASGIApplication(
-            ProviderConfiguratorService(control.engine, control.vault, control.events),
+            ProviderConfiguratorService(control.rpc_engine, control.vault, control.events),
             read_max_bytes=_MAX_QUESTION_BYTES,
         ),
-        FleetASGIApplication(FleetService(control.engine), read_max_bytes=_MAX_STATUS_BYTES),
+        FleetASGIApplication(FleetService(control.rpc_engine), read_max_bytes=_MAX_STATUS_BYTES),
     ]
     by_path = {cast("str", service.path): cast("ASGIApp", service) for service in services}
     assert tuple(by_path) == RPC_PATHS
