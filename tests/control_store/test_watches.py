@@ -15,7 +15,7 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from sqlalchemy import text
 
-from ostiary.control import database, identity
+from ostiary.control import database, events, identity
 from ostiary.control.identity import revocations
 from ostiary.control.services import beats
 from ostiary.core.messages import Drain
@@ -292,3 +292,42 @@ def test_control_planes_on_one_database_tell_each_others_revocations_also_after_
             assert (await soon(watch)).api_key_id == second
 
     served(database_url, tmp_path, script, servers=2)
+
+
+def test_a_pooler_that_passes_no_notification_on_delays_a_change_and_loses_none(
+    database_url: Secret, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "POLL_INTERVAL", 0.1)
+
+    async def script(server: ControlServer) -> None:
+        engine = await database.connect(database_url)
+        async with providers_of(server) as watch, revocations_of(server) as revoked:
+            revision = (await soon(watch)).revision
+            await soon(revoked)
+            async with engine.begin() as connection:
+                # as if their NOTIFY had been lost
+                await connection.execute(
+                    text("INSERT INTO provider_revisions (actor, reason) VALUES ('test', 'unheard')")
+                )
+                await connection.execute(text("INSERT INTO revocations (owner_id) VALUES (gen_random_uuid())"))
+            assert (await soon(watch)).revision > revision
+            assert (await soon(revoked)).owner_id
+        await engine.dispose()
+
+    served(database_url, tmp_path, script)
+
+
+def test_a_listen_url_that_leads_nowhere_costs_the_notifications_and_not_the_start(
+    database_url: Secret, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "POLL_INTERVAL", 0.1)
+    nowhere = Secret("postgresql://127.0.0.1:9/none")
+
+    async def go() -> None:
+        settings = control_settings(database_url, tmp_path, database_listen_url=nowhere)
+        async with serving(settings) as server, providers_of(server) as watch:
+            await soon(watch)
+            await add_provider(server, "one")
+            assert (await soon(watch)).kind == CHANGED
+
+    uvloop.run(go())
