@@ -13,6 +13,7 @@ from ostiary.core.messages import Snapshot
 from ostiary.core.providers import ProviderKey, ProviderSpec
 from ostiary.core.secret import Secret
 from ostiary.link import cache as cache_module
+from ostiary.link.authorizations import Memory
 from ostiary.link.cache import Cache, CacheKeeper, KnownToken
 
 KEY = Secret("k" * 43)
@@ -154,3 +155,25 @@ def test_the_keeper_writes_who_came_soon_and_who_was_confirmed_later(
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(script())
+
+
+def test_only_those_whom_the_grace_still_lets_in_are_restored() -> None:
+    now, wall = 500.0, 1_700_000_000.0
+    memory = Memory(lambda: now, lambda: wall, 60.0, 3600.0)
+
+    def token(name: str, age: float, expires_at: int = 0) -> KnownToken:
+        identity = Identity("owner", name, "alice", "", "member", expires_at)
+        return KnownToken(name.encode(), identity, wall - age)
+
+    memory.restore(
+        [token("recent", 1800), token("old", 3601), token("expired", 10, int(wall) - 1), token("ahead", -999)]
+    )
+    answers = {name: memory.within_grace(name) for name in (b"recent", b"old", b"expired", b"ahead")}
+    assert {name for name, answer in answers.items() if answer} == {b"recent", b"ahead"}
+    recent = answers[b"recent"]
+    assert recent is not None
+    assert recent.age == 1800
+    assert memory.fresh(b"recent") is None, "asked for again as soon as somebody can be asked"
+    assert [kept.confirmed_at for kept in memory.kept()] == [wall - 1800, wall], (
+        "a clock that was set back adds nothing"
+    )
