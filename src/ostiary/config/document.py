@@ -25,7 +25,7 @@ They go before each other in this order, and what none of them gives has its def
 - All wrong settings are reported together, each with what is allowed. An unknown flag or file key stops the start, an
   unknown variable beginning with `OSTIARY_` is a warning.
 - `ostiary config show` prints what is in force and where it comes from, secrets masked; `ostiary config check` tells
-  whether the server could start with it.
+  whether the server could start with it. `--gateway` makes it those of `ostiary gateway start`.
 - Both commands may share one environment or file: each leaves alone what only the other has.
 - Settings without a flag are secrets: arguments can be read by everybody on the machine.
 """
