@@ -20,6 +20,7 @@ from ostiary.core.secret import Secret
 from ostiary.rpc import version
 from ostiary.rpc.ostiary_connect import (
     AuthorizerASGIApplication,
+    FleetASGIApplication,
     ProviderConfiguratorASGIApplication,
     RecorderASGIApplication,
 )
@@ -33,6 +34,8 @@ from ostiary.rpc.ostiary_pb2 import (
     RecordAck,
     RecordBatch,
     RejectedRecord,
+    ReportStatusRequest,
+    ReportStatusResponse,
     Revocation,
     WatchAIProvidersRequest,
     WatchAIProvidersResponse,
@@ -69,6 +72,7 @@ class FarEnd:
             "get_ai_providers": [],
             "watch_ai_providers": [],
             "watch_revocations": [],
+            "report_status": [],
         }
         """RPC → errors for its next calls; None lets one through. `always` has its own."""
         self.always: dict[str, ConnectError] = {}
@@ -82,6 +86,8 @@ class FarEnd:
         """What a watch is told, from behind its number on; `tell` wakes it."""
         self.watched: list[int] = []
         """after_seq of each watch of revocations that began."""
+        self.statuses: list[ReportStatusRequest] = []
+        """What was reported, the refused ones too."""
         self.silent = False
         """Watches say nothing any more."""
         self.told = asyncio.Condition()
@@ -94,6 +100,7 @@ class FarEnd:
             "/ostiary.v1.Recorder": RecorderASGIApplication(self, read_max_bytes=READ_MAX),
             "/ostiary.v1.Authorizer": AuthorizerASGIApplication(self),
             "/ostiary.v1.ProviderConfigurator": ProviderConfiguratorASGIApplication(self),
+            "/ostiary.v1.Fleet": FleetASGIApplication(self),
         }
 
     @property
@@ -228,6 +235,11 @@ class FarEnd:
                     await self.told.wait()
             told = self.revision
             yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_CHANGED, revision=told)
+
+    async def report_status(self, request: ReportStatusRequest, _ctx: object) -> ReportStatusResponse:
+        self.statuses.append(request)
+        self._maybe_fail("report_status")
+        return ReportStatusResponse()
 
     async def watch_revocations(self, request: WatchRevocationsRequest, _ctx: object) -> AsyncGenerator[Revocation]:
         self._maybe_fail("watch_revocations")

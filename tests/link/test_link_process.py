@@ -17,6 +17,7 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from control_far_end import KEY, FarEnd, until
 
+from ostiary import __version__
 from ostiary.core.ids import new_id
 from ostiary.core.messages import (
     AskAuthorization,
@@ -430,6 +431,43 @@ def test_the_page_adds_up_the_machine(play: Play) -> None:
         page = await machine.page()
         assert page["ostiary_requests_total"] == 26
         assert page["ostiary_inflight"] == 1
+
+    play(test, workers=2)
+
+
+def test_the_machine_tells_how_it_is_and_tells_it_again_when_something_changes(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        far = machine.far
+        far.failing["report_status"] = [ConnectError(Code.UNAVAILABLE, "database away")]
+        one, two = machine.worker(0), machine.worker(1)
+        await until(lambda: one.ready and two.ready)
+
+        def told(revision: int, *workers: Worker) -> bool:
+            """Whether the newest report shows these workers, all serving this revision."""
+            if not far.statuses:
+                return False
+            status = far.statuses[-1]
+            expected = [(worker.index, os.getpid(), worker.journal.id, revision) for worker in workers]
+            return status.revision == revision and expected == [
+                (worker.worker, worker.pid, worker.journal_id, worker.revision) for worker in status.workers
+            ]
+
+        await until(lambda: told(1, one, two))
+        status = far.statuses[-1]
+        assert (status.mode, status.build) == ("embedded", __version__)
+        assert {journal.journal_id for journal in status.journals} == {one.journal.id, two.journal.id}
+        assert all(journal.live for journal in status.journals)
+        assert (list(status.keys), list(status.breakers)) == ([], [])
+        one.send(Serving(1, {"openai": "no such region"}))
+        await until(lambda: dict(far.statuses[-1].provider_errors) == {"openai": "no such region"})
+        two.die()
+        await until(lambda: told(1, one))
+        far.revision = 2
+        async with far.told:
+            far.told.notify_all()
+        await until(lambda: told(2, one))
+        assert {one.replica_id for one in far.statuses} == {status.replica_id}
+        assert b"sk-1" not in b"".join(one.SerializeToString() for one in far.statuses)
 
     play(test, workers=2)
 
