@@ -15,6 +15,7 @@ import uvicorn
 from ostiary.cli.root import run
 from ostiary.control import database
 from ostiary.control.app import create_app
+from ostiary.control.events import Events
 from ostiary.control.identity import bootstrap
 from ostiary.control.ingest import Ingest
 from ostiary.control.state import ControlPlane
@@ -58,7 +59,9 @@ class Plane:
         try:
             vault = await open_vault(self.engine, self._settings)
             await bootstrap(self.engine, self._settings)
-            app = create_app(ControlPlane(self.engine, self._settings, vault))
+            app = create_app(
+                ControlPlane(self.engine, self._settings, vault, Events(self.engine, self._settings.database_url))
+            )
             self._server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
             self._server.capture_signals = suppress  # type: ignore[method-assign,assignment]
             serving = asyncio.create_task(self._server.serve([self._socket]))

@@ -46,7 +46,15 @@ def test_what_shows_something_shows_it_as_json_too(path: tuple[str, ...]) -> Non
 
 
 def test_no_option_takes_a_secret_as_its_value() -> None:
-    options = {option for command in LEAVES.values() for parameter in command.params for option in parameter.opts}
+    """But for `gateway start --key`, which the design names; its help points to the file and the variable."""
+    own = {("gateway", "start"): {"--key"}}
+    options = {
+        option
+        for path, command in LEAVES.items()
+        for parameter in command.params
+        for option in parameter.opts
+        if option not in own.get(path, set())
+    }
     assert not options & {"--key", "--token", "--encryption-keys", "--bootstrap-token", "--password", "--https-proxy"}
 
 

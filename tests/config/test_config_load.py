@@ -218,7 +218,8 @@ def test_every_default_is_a_value_its_own_kind_takes_back(name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_names_follow_from_the_field(name: str) -> None:
     assert variable(name) == f"OSTIARY_{name.upper()}"
-    assert flag(name) == f"--{name.replace('_', '-')}"
+    short = {"control_url": "--url", "gateway_key": "--key", "gateway_key_file": "--key-file"}
+    assert flag(name) == short.get(name, f"--{name.replace('_', '-')}")
 
 
 @pytest.mark.parametrize("struct", [GatewaySettings, ControlSettings])
@@ -227,5 +228,5 @@ def test_defaults_agree_with_those_of_the_processes(struct: type) -> None:
         zip(struct.__struct_fields__[-len(struct.__struct_defaults__) :], struct.__struct_defaults__, strict=True)
     )
     settings = load({}, {}).settings
-    same = (set(defaults) & set(Settings.model_fields)) - {"ca_file", "https_proxy"}
+    same = (set(defaults) & set(Settings.model_fields)) - {"ca_file", "https_proxy", "client_ca_file"}
     assert {name: getattr(settings, name) for name in same} == {name: defaults[name] for name in same}

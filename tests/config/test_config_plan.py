@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ostiary.config import SETTINGS, load
+from ostiary.config import load
 from ostiary.config.plan import server_plan
+from ostiary.config.settings import settings_of
 from ostiary.core.settings import TLSFiles
 from ostiary.runtime.plan import Address, ServerPlan
 
@@ -21,6 +22,7 @@ CHANGED: dict[str, str] = {
     "drain_timeout": "17s",
     "demo": "true",
     "database_url": "postgresql://h/d",
+    "database_listen_url": "postgresql://direct/d",
     "encryption_keys": KEY,
     "bootstrap_token": "b" * 40,
     "on_drift": "warn",
@@ -55,14 +57,20 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.pem") for name in ("key", "cert")}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", settings_of("server"))
 def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, str]) -> None:
     usual: dict[str, str] = {"demo": "true"} if name == "fake_listen" else {}
     if name == "database_url":
         usual = {"encryption_keys": KEY}
+    if name == "database_listen_url":
+        usual = {"encryption_keys": KEY, "database_url": "postgresql://h/d"}
     changed = usual | {name: CHANGED.get(name, "17s")}
+    tls = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
     if name.startswith("tls_"):
-        changed = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
+        changed = tls
+    if name == "client_ca_file":
+        usual = tls
+        changed = tls | {name: files["cert"]}
     if name == "ca_file":
         changed = {name: files["cert"]}
     if name == "fake_listen":

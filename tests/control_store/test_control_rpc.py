@@ -115,7 +115,7 @@ def test_a_token_is_authorized_by_its_hash_and_an_unknown_one_refused(database_u
         digest = hashlib.sha256(OWNER_TOKEN.encode()).digest()
         found = await client.is_authorized(pb.IsAuthorizedRequest(token_sha256=digest), headers=HEADERS)
         assert (found.refusal, found.username, found.role) == (pb.AUTHORIZATION_REFUSAL_UNSPECIFIED, "admin", "owner")
-        assert found.ttl == 5.0
+        assert found.ttl == 60.0
         by_id = await client.is_authorized(pb.IsAuthorizedRequest(key_id=found.api_key_id), headers=HEADERS)
         assert by_id.owner_id == found.owner_id
         unknown = await client.is_authorized(pb.IsAuthorizedRequest(token_sha256=bytes(32)), headers=HEADERS)

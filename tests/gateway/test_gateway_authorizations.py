@@ -164,3 +164,54 @@ def test_strangers_do_not_push_known_tokens_out(count):
         play.cache.receive(Authorization(number.to_bytes(32, "big"), refusal=Refusal.UNKNOWN, ttl=60.0))
     assert play.cache.lookup(DIGEST) == ALICE
     assert play.cache.lookup((0).to_bytes(32, "big")) is None
+
+
+BOB = Identity("u2", "k2", "bob", "b@x", "member")
+
+
+@pytest.mark.parametrize("subject", [("k1", ""), ("", "u1")])
+def test_who_is_revoked_is_forgotten_also_within_the_grace_and_others_are_not(subject):
+    play = Play()
+    play.tell(identity=ALICE, ttl=60.0)
+    play.cache.receive(Authorization(b"b" * 32, identity=BOB, ttl=60.0))
+    play.cache.revoke(*subject)
+    assert play.cache.lookup(DIGEST) is None
+    assert play.cache.lookup(b"b" * 32) == BOB
+    play.linked = False
+    play.ask()
+    assert isinstance(play.answers[-1], Unavailable)
+
+
+def test_after_a_gap_a_token_is_asked_for_before_its_next_use_and_serves_on_when_nobody_answers():
+    play = Play()
+    play.tell(identity=ALICE, ttl=60.0)
+    play.cache.ask_again(0.0)
+    assert play.cache.lookup(DIGEST) is None
+    play.ask()
+    assert play.asked == [DIGEST]
+    play.tell(unavailable="away")
+    assert play.answers == [ALICE]
+
+
+def test_when_nobody_tells_of_revocations_what_is_known_lapses_soon_and_is_asked_ahead_of_that():
+    play = Play()
+    play.tell(identity=ALICE, ttl=60.0)
+    play.cache.ask_again(5.0)
+    play.now += 2.4
+    assert play.cache.lookup(DIGEST) == ALICE
+    assert play.asked == []
+    play.now += 0.2
+    assert play.cache.lookup(DIGEST) == ALICE
+    assert play.asked == [DIGEST]
+    play.now += 2.5
+    assert play.cache.lookup(DIGEST) is None
+
+
+def test_without_a_link_an_answer_serves_for_seconds_only():
+    play = Play()
+    play.tell(identity=ALICE, ttl=60.0)
+    play.cache.link_lost()
+    play.now += 4.9
+    assert play.cache.lookup(DIGEST) == ALICE
+    play.now += 0.2
+    assert play.cache.lookup(DIGEST) is None

@@ -7,6 +7,7 @@
 import asyncio
 import json
 import socket
+from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 import msgspec
@@ -19,6 +20,7 @@ from ostiary.core.secret import Secret
 from ostiary.rpc import version
 from ostiary.rpc.ostiary_connect import (
     AuthorizerASGIApplication,
+    FleetASGIApplication,
     ProviderConfiguratorASGIApplication,
     RecorderASGIApplication,
 )
@@ -32,6 +34,12 @@ from ostiary.rpc.ostiary_pb2 import (
     RecordAck,
     RecordBatch,
     RejectedRecord,
+    ReportStatusRequest,
+    ReportStatusResponse,
+    Revocation,
+    WatchAIProvidersRequest,
+    WatchAIProvidersResponse,
+    WatchRevocationsRequest,
 )
 
 KEY = "gateway-key-for-tests-0123456789"
@@ -58,7 +66,14 @@ class FarEnd:
         self.asked: list[bytes] = []
         self.polls: list[int] = []
         self.headers: list[dict[str, str]] = []
-        self.failing: dict[str, list[ConnectError | None]] = {"record": [], "is_authorized": [], "get_ai_providers": []}
+        self.failing: dict[str, list[ConnectError | None]] = {
+            "record": [],
+            "is_authorized": [],
+            "get_ai_providers": [],
+            "watch_ai_providers": [],
+            "watch_revocations": [],
+            "report_status": [],
+        }
         """RPC → errors for its next calls; None lets one through. `always` has its own."""
         self.always: dict[str, ConnectError] = {}
         self.lose_answers = 0
@@ -67,6 +82,15 @@ class FarEnd:
         """Status, body and content type that answer everything, as an ingress would."""
         self.hold: asyncio.Event | None = None
         """While set and not fired, authorisations wait for it."""
+        self.revocations: list[Revocation] = []
+        """What a watch is told, from behind its number on; `tell` wakes it."""
+        self.watched: list[int] = []
+        """after_seq of each watch of revocations that began."""
+        self.statuses: list[ReportStatusRequest] = []
+        """What was reported, the refused ones too."""
+        self.silent = False
+        """Watches say nothing any more."""
+        self.told = asyncio.Condition()
         self._listening = socket.socket()
         self._listening.bind(("127.0.0.1", 0))
         self._listening.listen(128)
@@ -76,6 +100,7 @@ class FarEnd:
             "/ostiary.v1.Recorder": RecorderASGIApplication(self, read_max_bytes=READ_MAX),
             "/ostiary.v1.Authorizer": AuthorizerASGIApplication(self),
             "/ostiary.v1.ProviderConfigurator": ProviderConfiguratorASGIApplication(self),
+            "/ostiary.v1.Fleet": FleetASGIApplication(self),
         }
 
     @property
@@ -106,8 +131,14 @@ class FarEnd:
         assert self._server
         assert self._serving
         self._server.should_exit = self._server.force_exit = True
+        self._cut(self._server)
         await self._serving
+        self._cut(self._server)  # who came while it was ending
         self._server = None
+
+    def _cut(self, server: uvicorn.Server) -> None:
+        for connection in tuple(server.server_state.connections):
+            connection.transport.abort()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -192,6 +223,41 @@ class FarEnd:
         if self.revision and request.known_revision == self.revision:
             return GetAIProvidersResponse(revision=self.revision, unchanged=True)
         return GetAIProvidersResponse(revision=self.revision, providers=self.providers)
+
+    async def watch_ai_providers(
+        self, _request: WatchAIProvidersRequest, _ctx: object
+    ) -> AsyncGenerator[WatchAIProvidersResponse]:
+        self._maybe_fail("watch_ai_providers")
+        told = -1
+        while True:
+            async with self.told:
+                while self.silent or told == self.revision:
+                    await self.told.wait()
+            told = self.revision
+            yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_CHANGED, revision=told)
+
+    async def report_status(self, request: ReportStatusRequest, _ctx: object) -> ReportStatusResponse:
+        self.statuses.append(request)
+        self._maybe_fail("report_status")
+        return ReportStatusResponse()
+
+    async def watch_revocations(self, request: WatchRevocationsRequest, _ctx: object) -> AsyncGenerator[Revocation]:
+        self._maybe_fail("watch_revocations")
+        self.watched.append(request.after_seq)
+        position = request.after_seq
+        yield Revocation(seq=position, reset=not position)
+        while True:
+            async with self.told:
+                while self.silent or not (newer := [one for one in self.revocations if one.seq > position]):
+                    await self.told.wait()
+            for one in newer:
+                position = one.seq
+                yield one
+
+    async def tell(self) -> None:
+        """Wake the watches."""
+        async with self.told:
+            self.told.notify_all()
 
 
 async def _answer(send: Any, status: int, body: bytes, content_type: str) -> None:

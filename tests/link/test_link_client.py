@@ -15,6 +15,7 @@ from ostiary.core.secret import Secret
 from ostiary.link.backoff import Backoff
 from ostiary.link.client import ControlClient, ControlFailure
 from ostiary.link.connection import Connection
+from ostiary.rpc import version
 from ostiary.rpc.ostiary_pb2 import RecordBatch
 
 
@@ -39,7 +40,7 @@ def test_every_call_carries_key_version_and_build_and_is_not_compressed_on_the_l
         await client.record(RecordBatch(journal_id="j", first_seq=1, records=[b"a" * 10_000]))
         for headers in far.headers:
             assert headers["x-ostiary-gateway-key"] == KEY
-            assert headers["x-ostiary-api-version"] == "1.1"
+            assert headers["x-ostiary-api-version"] == version.CURRENT
             assert headers["x-ostiary-build"] == __version__
             assert headers.get("content-encoding", "identity") == "identity"
         assert int(far.headers[-1]["content-length"]) > 10_000

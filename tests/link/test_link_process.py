@@ -17,6 +17,7 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from control_far_end import KEY, FarEnd, until
 
+from ostiary import __version__
 from ostiary.core.ids import new_id
 from ostiary.core.messages import (
     AskAuthorization,
@@ -249,7 +250,7 @@ def test_questions_of_workers_are_answered(play: Play) -> None:
         worker.send(AskAuthorization(TOKEN))
         answer = await until(lambda: worker.latest(Authorization))
         assert answer.identity.username == "anna"
-        assert 0 < answer.ttl <= 5
+        assert 0 < answer.ttl <= 60
 
     play(test)
 
@@ -313,6 +314,93 @@ def test_a_link_that_restarts_in_an_outage_leaves_the_machine_ready_within_the_g
     play(test, auth_grace=60.0)
 
 
+async def known_before(machine: Machine) -> None:
+    """A machine that has served, and crashed."""
+    worker = machine.worker(0)
+    await until(lambda: worker.ready)
+    worker.send(AskAuthorization(TOKEN))
+    await until(lambda: worker.latest(Authorization))
+    await until(lambda: (machine.root / "link" / "tokens").exists())
+    await machine.crash()
+    worker.die()
+    machine.settings["key"] = KEY
+
+
+@pytest.mark.parametrize("plain", [None, 404, 502])
+def test_a_machine_that_starts_in_an_outage_serves_what_it_knew(plain: int | None, play: Play, tmp_path: Path) -> None:
+    async def test(machine: Machine) -> None:
+        await known_before(machine)
+        machine.far.always = dict.fromkeys(
+            ("record", "get_ai_providers", "is_authorized"), ConnectError(Code.INTERNAL, "database away")
+        )
+        machine.far.plain = (plain, b"no", "text/plain") if plain else None
+        await machine.start()
+        again = machine.worker(0)
+        await until(lambda: again.ready)
+        snapshot = await until(lambda: again.latest(Snapshot))
+        assert snapshot.providers[0].keys[0].value == Secret("sk-1")
+        again.send(AskAuthorization(TOKEN))
+        answer = await until(lambda: again.latest(Authorization))
+        assert answer.identity.username == "anna"
+        assert answer.age > 0
+        again.send(AskAuthorization(b"stranger"))
+        await until(lambda: (seen := again.latest(Authorization)) and seen.unavailable)
+        machine.far.always, machine.far.plain, machine.far.revision = {}, None, 2
+        await until(lambda: (seen := again.latest(Snapshot)) and seen.revision == 2)
+
+    play(test, auth_grace=60.0, cache_dir=str(tmp_path / "link"))
+
+
+def test_beyond_the_grace_nothing_kept_is_served(play: Play, tmp_path: Path) -> None:
+    async def test(machine: Machine) -> None:
+        await known_before(machine)
+        machine.far.plain = (502, b"no", "text/plain")
+        hours_ago = time.time() - 61
+        os.utime(machine.root / "link-beat", (hours_ago, hours_ago))
+        await machine.start()
+        again = machine.worker(0)
+        polls = len(machine.far.headers)
+        await until(lambda: len(machine.far.headers) > polls + 2)
+        assert again.latest(Snapshot) is None
+        assert not again.ready
+
+    play(test, auth_grace=60.0, cache_dir=str(tmp_path / "link"))
+
+
+def test_a_refused_key_wipes_what_was_kept_and_serves_none_of_it(play: Play, tmp_path: Path) -> None:
+    async def test(machine: Machine) -> None:
+        await known_before(machine)
+        machine.far.always = dict.fromkeys(
+            ("record", "get_ai_providers", "is_authorized"), ConnectError(Code.UNAUTHENTICATED, "no such key")
+        )
+        await machine.start()
+        again = machine.worker(0)
+        assert await machine.process == 1
+        assert again.latest(Snapshot) is None
+        assert list((machine.root / "link").iterdir()) == []
+        assert any(isinstance(report, Fatal) for report in machine.reports)
+
+    play(test, auth_grace=60.0, cache_dir=str(tmp_path / "link"))
+
+
+def test_a_version_that_does_not_fit_is_fatal_also_when_the_start_was_from_the_cache(
+    play: Play, tmp_path: Path
+) -> None:
+    async def test(machine: Machine) -> None:
+        await known_before(machine)
+        machine.far.plain = (502, b"no", "text/plain")
+        await machine.start()
+        again = machine.worker(0)
+        await until(lambda: again.ready)
+        machine.far.always["get_ai_providers"] = ConnectError(Code.FAILED_PRECONDITION, "1.9 and 1.3")
+        machine.far.plain = None
+        async with asyncio.timeout(10):
+            assert await machine.process == 1
+        assert (machine.root / "link" / "snapshot").exists(), "the key was not refused"
+
+    play(test, auth_grace=60.0, cache_dir=str(tmp_path / "link"))
+
+
 def test_the_page_adds_up_the_machine(play: Play) -> None:
     async def test(machine: Machine) -> None:
         one, two = machine.worker(0), machine.worker(1)
@@ -343,6 +431,43 @@ def test_the_page_adds_up_the_machine(play: Play) -> None:
         page = await machine.page()
         assert page["ostiary_requests_total"] == 26
         assert page["ostiary_inflight"] == 1
+
+    play(test, workers=2)
+
+
+def test_the_machine_tells_how_it_is_and_tells_it_again_when_something_changes(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        far = machine.far
+        far.failing["report_status"] = [ConnectError(Code.UNAVAILABLE, "database away")]
+        one, two = machine.worker(0), machine.worker(1)
+        await until(lambda: one.ready and two.ready)
+
+        def told(revision: int, *workers: Worker) -> bool:
+            """Whether the newest report shows these workers, all serving this revision."""
+            if not far.statuses:
+                return False
+            status = far.statuses[-1]
+            expected = [(worker.index, os.getpid(), worker.journal.id, revision) for worker in workers]
+            return status.revision == revision and expected == [
+                (worker.worker, worker.pid, worker.journal_id, worker.revision) for worker in status.workers
+            ]
+
+        await until(lambda: told(1, one, two))
+        status = far.statuses[-1]
+        assert (status.mode, status.build) == ("embedded", __version__)
+        assert {journal.journal_id for journal in status.journals} == {one.journal.id, two.journal.id}
+        assert all(journal.live for journal in status.journals)
+        assert (list(status.keys), list(status.breakers)) == ([], [])
+        one.send(Serving(1, {"openai": "no such region"}))
+        await until(lambda: dict(far.statuses[-1].provider_errors) == {"openai": "no such region"})
+        two.die()
+        await until(lambda: told(1, one))
+        far.revision = 2
+        async with far.told:
+            far.told.notify_all()
+        await until(lambda: told(2, one))
+        assert {one.replica_id for one in far.statuses} == {status.replica_id}
+        assert b"sk-1" not in b"".join(one.SerializeToString() for one in far.statuses)
 
     play(test, workers=2)
 

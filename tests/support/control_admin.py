@@ -16,6 +16,7 @@ from ostiary.control import identity
 from ostiary.control.api import audit, errors, providers, tokens, users
 from ostiary.control.api import vault as vault_api
 from ostiary.control.api.edge import Edge
+from ostiary.control.events import Events
 from ostiary.control.identity.tokens import insert_token
 from ostiary.control.identity.users import User, insert_user
 from ostiary.control.state import ControlPlane
@@ -83,5 +84,6 @@ def rest_app(engine: AsyncEngine, settings: ControlSettings, vault: Vault) -> Fa
     app.add_middleware(Edge, front_door_secret=settings.front_door_secret)
     for module in (users, tokens, providers, audit, vault_api):
         app.include_router(module.router)
-    app.state.control = ControlPlane(engine=engine, settings=settings, vault=vault)
+    events = Events(engine, settings.database_url)
+    app.state.control = ControlPlane(engine=engine, settings=settings, vault=vault, events=events)
     return app

@@ -16,7 +16,9 @@ FIELDS = st.fixed_dictionaries(
         "cache_creation_input_tokens": NUMBER,
         "cache_creation": st.one_of(
             st.none(),
-            st.fixed_dictionaries({}, optional={"ephemeral_5m_input_tokens": NUMBER, "ephemeral_1h_input_tokens": NUMBER}),
+            st.fixed_dictionaries(
+                {}, optional={"ephemeral_5m_input_tokens": NUMBER, "ephemeral_1h_input_tokens": NUMBER}
+            ),
         ),
         "service_tier": st.one_of(st.none(), st.just(""), st.just("standard"), st.just(3)),
         "inference_geo": st.one_of(st.none(), st.just("eu")),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ostiary.config import SETTINGS, ConfigError, Loaded, load
-from ostiary.config.settings import default_text, flag, variable
+from ostiary.config.settings import Command, default_text, flag, settings_of, variable
 
 from .failure import Failure
 from .output import note
@@ -20,16 +20,16 @@ ConfigFile = Annotated[
 ]
 
 
-def with_settings_flags(run: Callable[[Loaded], int]) -> Callable[..., int]:
-    """A Typer command with a flag for each setting that has one; `run` gets the settings when they can be used."""
+def with_settings_flags(run: Callable[[Loaded], int], of: Command = "server") -> Callable[..., int]:
+    """A Typer command with a flag for each setting of `of` that has one; `run` gets the settings when they can be used."""
 
     def command(config: Path | None = None, **flags: Any) -> int:
         given = {name: value for name, value in flags.items() if value is not None}
-        return run(load_or_fail(given, config))
+        return run(load_or_fail(given, config, of))
 
     parameters = [
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile),
-        *(_parameter(name) for name, setting in SETTINGS.items() if setting.flag),
+        *(_parameter(name) for name, setting in settings_of(of).items() if setting.flag),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -38,10 +38,10 @@ def with_settings_flags(run: Callable[[Loaded], int]) -> Callable[..., int]:
     return command
 
 
-def load_or_fail(flags: Mapping[str, object], file: Path | None) -> Loaded:
+def load_or_fail(flags: Mapping[str, object], file: Path | None, of: Command = "server") -> Loaded:
     """The settings; warnings go to stderr. Raises `Failure` with every problem."""
     try:
-        loaded = load(flags, os.environ, file=file)
+        loaded = load(flags, os.environ, file=file, command=of)
     except ConfigError as exc:
         raise Failure(problem_text(exc.problems), 2) from None
     for warning in loaded.warnings:

@@ -223,6 +223,42 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
     say(f"removed {name}")
 
 
+@app.command("test")
+def test_(name: Name, as_json: AsJson = False) -> int:
+    """Call a provider once with each of its keys: which work, which do not, and why. It costs nothing.
+
+    The server makes the calls, also for a provider that is disabled. Exit
+    status 1 unless every key works.
+
+    Example: ostiary providers test openai
+    """
+    with Client.here() as client:
+        found = client.post(f"{_one(name)}/test")
+    status = 0 if all(key["result"] == "works" for key in found["keys"]) else 1
+    if as_json:
+        print_json(found)
+        return status
+    if found["called"]:
+        note(f"called: {found['called']}")
+    rows = [
+        (
+            key["masked"] or "(no key)",
+            key["result"],
+            "" if key["latency_ms"] is None else f"{key['latency_ms']}ms",
+            key["reason"],
+            key["id"],
+        )
+        for key in found["keys"]
+    ]
+    if rows:
+        print_table(
+            ("KEY", "RESULT", Column("TOOK", right=True), Column("WHY", cut=True), Column("ID", drop=1)), rows, ""
+        )
+    for line in found["notes"]:
+        note(line)
+    return status
+
+
 @app.command("plan")
 def plan_(
     offline: Annotated[bool, typer.Option("--offline", help="Against an empty database, without a server.")] = False,

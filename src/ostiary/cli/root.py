@@ -22,6 +22,7 @@ _HERE = "ostiary.cli"
 
 ENTRIES = {
     "server": Entry(f"{_HERE}.server", "Start gateway, control plane and database on this machine.", _RUN),
+    "gateway": Entry(f"{_HERE}.gateway", "Start a gateway for a server elsewhere; keys of such gateways.", _RUN),
     "fake-provider": Entry(f"{_HERE}.fake_provider", "Start a fake provider to try things against.", _RUN),
     "config": Entry(f"{_HERE}.config_command", "Show the settings of `ostiary server`, or check them.", _RUN),
     "login": Entry(f"{_HERE}.login", "Remember a server and your token for the commands below.", _MANAGE),

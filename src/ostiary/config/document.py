@@ -11,8 +11,8 @@ _INTRODUCTION = """\
 
 <!-- Made by `python -m ostiary.config.document`; a test checks that it is current. -->
 
-A setting is a flag of `ostiary server`, an environment variable or a key in `ostiary.toml`. They go before each other
-in this order, and what none of them gives has its default:
+A setting is a flag of `ostiary server` or `ostiary gateway start`, an environment variable or a key in `ostiary.toml`.
+They go before each other in this order, and what none of them gives has its default:
 
     ostiary server --drain-timeout 10m          # flag
     OSTIARY_DRAIN_TIMEOUT=10m ostiary server    # environment
@@ -25,7 +25,8 @@ in this order, and what none of them gives has its default:
 - All wrong settings are reported together, each with what is allowed. An unknown flag or file key stops the start, an
   unknown variable beginning with `OSTIARY_` is a warning.
 - `ostiary config show` prints what is in force and where it comes from, secrets masked; `ostiary config check` tells
-  whether the server could start with it.
+  whether the server could start with it. `--gateway` makes it those of `ostiary gateway start`.
+- Both commands may share one environment or file: each leaves alone what only the other has.
 - Settings without a flag are secrets: arguments can be read by everybody on the machine.
 """
 
@@ -89,8 +90,9 @@ def _row(name: str) -> str:
     names = [f"`{name}`", f"`{variable(name)}`", *(f"`{other}`" for other in setting.also)]
     if setting.flag:
         names.insert(1, f"`{flag(name)}`")
+    command = {"server": " Of `ostiary server`.", "gateway": " Of `ostiary gateway start`.", None: ""}[setting.only]
     allowed = "" if setting.kind.allowed == "text" else f" Allowed: {setting.kind.allowed}."
-    return f"| {'<br>'.join(names)} | {_cell(default_text(name))} | {_cell(setting.help + allowed)} |"
+    return f"| {'<br>'.join(names)} | {_cell(default_text(name))} | {_cell(setting.help + allowed + command)} |"
 
 
 def _cell(text: str) -> str:
@@ -103,6 +105,8 @@ def _migration() -> str:
         for suffix, words in setting.migration:
             meaning = ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in (words or {}).items())
             theirs = "<br>".join(f"`{prefix}{suffix}`" for prefix in MIGRATION_PREFIXES)
+            if setting.only == "gateway" or setting.migration_only == "gateway":
+                meaning = "of `ostiary gateway start`"
             rows.append(f"| {theirs} | `{variable(name)}` | {meaning} |")
     planned = ", ".join(f"`{name}`" for name in sorted(PLANNED))
     prefixes = " and ".join(f"`{prefix}`" for prefix in MIGRATION_PREFIXES)

@@ -25,7 +25,19 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from ostiary.core.provider_env import ProviderEnvError, read_provider_environment
 from ostiary.core.secret import Secret
 
-from .settings import MIGRATION_PREFIXES, PREFIX, SETTINGS, Setting, Settings, default_data_dir, flag, variable
+from .settings import (
+    GATEWAY_LISTEN,
+    MIGRATION_PREFIXES,
+    PREFIX,
+    SETTINGS,
+    Command,
+    Setting,
+    Settings,
+    default_data_dir,
+    flag,
+    settings_of,
+    variable,
+)
 
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 CLIENT_VARIABLES = (PREFIX + "URL", PREFIX + "TOKEN")
@@ -39,7 +51,7 @@ PLANNED = frozenset(
         *("actor_header_id", "actor_header_username", "actor_header_email", "dump_dir"),
         *("circuit_breaker_enabled", "circuit_breaker_failure_threshold", "circuit_breaker_interval"),
         *("circuit_breaker_timeout", "circuit_breaker_max_requests"),
-        *("public_url", "database_listen_url", "control_url", "gateway_key", "gateway_key_file", "client_ca_file"),
+        "public_url",
     )
 )
 """Names of the design that have no effect yet."""
@@ -104,22 +116,42 @@ class _Source(PydanticBaseSettingsSource):
         return self._found
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str], *, file: Path | None = None) -> Loaded:
-    """The settings of `ostiary server`.
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    *,
+    file: Path | None = None,
+    command: Command = "server",
+) -> Loaded:
+    """The settings of `ostiary server`, or of `ostiary gateway start`.
 
-    `flags` has what was given on the command line, by setting name; `file` the `--config` flag. Raises `ConfigError`.
+    `flags` has what was given on the command line, by setting name; `file` the `--config` flag. Settings of the other
+    command are left alone: one environment or file may serve both. Raises `ConfigError`.
     """
     findings = _Findings()
     for name, value in flags.items():
         findings.add(name, Given(value, flag(name)))
-    _read_environment(environ, findings)
+    _read_environment(environ, findings, command)
     path = _find_file(file, environ, findings)
     if path is not None:
-        _read_file(path, findings)
-    settings = _check(findings, {"data_dir": default_data_dir(environ)})
+        _read_file(path, findings, command)
+    defaults: dict[str, Any] = {"data_dir": default_data_dir(environ, command)}
+    if command == "gateway":
+        defaults["listen"] = str(GATEWAY_LISTEN)
+    settings = _check(findings, defaults)
     _check_together(findings, settings)
     variables = provider_variables(environ)
-    provider_warnings = _check_providers(variables, findings)
+    provider_warnings: tuple[str, ...] = ()
+    if command == "gateway":
+        settings = _check_gateway(findings, settings)
+        if variables:
+            findings.warnings.append(
+                f"{next(iter(variables))} and its like have no effect on a gateway: "
+                "the server says which providers there are"
+            )
+            variables = {}
+    else:
+        provider_warnings = _check_providers(variables, findings)
     if settings is None or findings.problems:
         raise ConfigError(findings.problems)
     return Loaded(
@@ -154,18 +186,23 @@ def _split_prefix(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _read_environment(environ: Mapping[str, str], findings: _Findings) -> None:
+def _read_environment(environ: Mapping[str, str], findings: _Findings, command: Command) -> None:
     # an empty variable is an unset one: compose files and charts pass them on empty
     known: set[str] = {CONFIG_VARIABLE, *CLIENT_VARIABLES}
+    wanted = settings_of(command)
     for name, setting in SETTINGS.items():
+        known.add(variable(name))
+        known.update(prefix + suffix for suffix, _ in setting.migration for prefix in MIGRATION_PREFIXES)
+        if name not in wanted:
+            continue
         ours = [Given(value, var) for var in (variable(name),) if (value := environ.get(var))]
         migrated = []
-        for suffix, words in setting.migration:
-            for prefix in MIGRATION_PREFIXES:
-                known.add(prefix + suffix)
-                if value := environ.get(prefix + suffix):
-                    migrated.append(_translated(Given(value, prefix + suffix), words, findings))
-        known.add(variable(name))
+        for suffix, words in setting.migration if setting.migration_only in (None, command) else ():
+            migrated += [
+                _translated(Given(value, prefix + suffix), words, findings)
+                for prefix in MIGRATION_PREFIXES
+                if (value := environ.get(prefix + suffix))
+            ]
         found = ours + [given for given in migrated if given is not None]
         for other in found[1:]:
             if _parsed(setting, other.value) != _parsed(setting, found[0].value):
@@ -215,7 +252,7 @@ def _find_file(path: Path | None, environ: Mapping[str, str], findings: _Finding
     return next((candidate for candidate in (Path(FILE_NAME), SYSTEM_FILE) if candidate.is_file()), None)
 
 
-def _read_file(path: Path, findings: _Findings) -> None:
+def _read_file(path: Path, findings: _Findings, command: Command) -> None:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -227,9 +264,11 @@ def _read_file(path: Path, findings: _Findings) -> None:
         findings.problems.append(f"{path} is not TOML: {reason}")
         return
     holds_secret = False
+    wanted = settings_of(command)
     for key, value in content.items():
         if key in SETTINGS:
-            findings.add(key, Given(value, f"{key} in {path}"))
+            if key in wanted:
+                findings.add(key, Given(value, f"{key} in {path}"))
             holds_secret = holds_secret or SETTINGS[key].kind.secret
         elif key in PLANNED:
             findings.problems.append(f"{key} in {path} is not supported yet; remove it")
@@ -267,25 +306,76 @@ def _check(findings: _Findings, defaults: Mapping[str, Any]) -> Settings | None:
 def _check_together(findings: _Findings, settings: Settings | None) -> None:
     """What only two settings together make wrong. Looks at what was given, so that one wrong value hides nothing."""
     given, problems = findings.given, findings.problems
-    for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
+    for one, other in (
+        ("tls_cert_file", "tls_key_file"),
+        ("tls_key_file", "tls_cert_file"),
+        ("control_cert_file", "control_key_file"),
+        ("control_key_file", "control_cert_file"),
+        ("client_ca_file", "tls_cert_file"),
+    ):
         if one in given and other not in given:
             problems.append(f"{given[one].origin} needs {other} beside it ({flag(other)} or {variable(other)})")
+    if "database_listen_url" in given and "database_url" not in given:
+        problems.append(
+            f"{given['database_listen_url'].origin} needs {variable('database_url')} beside it: "
+            "the embedded database has no pooler in front"
+        )
     if "database_url" in given and "encryption_keys" not in given:
         problems.append(
             f"{given['database_url'].origin} needs {variable('encryption_keys')} beside it: "
             f"{SETTINGS['encryption_keys'].kind.allowed}. Keep it safe: without it the provider keys are lost"
         )
-    if settings is not None and settings.tls_cert_file is not None and settings.tls_key_file is not None:
+    if settings is None:
+        return
+    for cert, key in (("tls_cert_file", "tls_key_file"), ("control_cert_file", "control_key_file")):
+        cert_file, key_file = getattr(settings, cert), getattr(settings, key)
+        if cert_file is None or key_file is None:
+            continue
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                settings.tls_cert_file, settings.tls_key_file, password=_no_passphrase
+                cert_file, key_file, password=_no_passphrase
             )
         except (ssl.SSLError, ValueError, OSError) as exc:
             reason = exc.reason if isinstance(exc, ssl.SSLError) and exc.reason else "it needs a passphrase"
             problems.append(
-                f"{given['tls_cert_file'].origin} and {given['tls_key_file'].origin} must be a PEM certificate and "
+                f"{given[cert].origin} and {given[key].origin} must be a PEM certificate and "
                 f"its unencrypted private key: {reason.lower().replace('_', ' ')}"
             )
+    for name in ("client_ca_file", "control_ca_file"):
+        ca_file = getattr(settings, name)
+        if ca_file is None:
+            continue
+        try:
+            ssl.create_default_context(cafile=ca_file)
+        except (ssl.SSLError, OSError):
+            problems.append(f"{given[name].origin} must be a file of PEM certificates; it is {str(ca_file)!r}")
+
+
+def _check_gateway(findings: _Findings, settings: Settings | None) -> Settings | None:
+    """What a gateway cannot do without; its key, wherever it was given."""
+    given, problems = findings.given, findings.problems
+    if "control_url" not in given:
+        problems.append(
+            f"{flag('control_url')} ({variable('control_url')}) is needed: {SETTINGS['control_url'].kind.allowed}"
+        )
+    key, key_file = given.get("gateway_key"), given.get("gateway_key_file")
+    if key and key_file:
+        problems.append(f"{key.origin} and {key_file.origin} are two places for one key; keep one of them")
+    elif not key and not key_file:
+        problems.append(
+            f"{flag('gateway_key_file')} ({variable('gateway_key_file')}) or {variable('gateway_key')} is needed: "
+            f"{SETTINGS['gateway_key'].kind.allowed}"
+        )
+    elif key_file and settings is not None and settings.gateway_key_file is not None:
+        try:
+            # past the file's end there is nothing to read: a key has 256 characters at most
+            with settings.gateway_key_file.open(encoding="ascii") as file:
+                found = SETTINGS["gateway_key"].kind.parse(file.read(4096))
+        except (OSError, ValueError):
+            problems.append(f"{key_file.origin} must be a file with {SETTINGS['gateway_key'].kind.allowed}")
+        else:
+            return settings.model_copy(update={"gateway_key": found})
+    return settings
 
 
 def _check_providers(variables: Mapping[str, Secret], findings: _Findings) -> tuple[str, ...]:

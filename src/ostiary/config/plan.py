@@ -1,5 +1,9 @@
 """What each process gets, made from the settings. What only a start knows is left to the supervisor (`runtime.plan`)."""
 
+from pathlib import Path
+
+import msgspec
+
 from ostiary.core.secret import Secret
 from ostiary.core.settings import (
     ControlSettings,
@@ -32,18 +36,39 @@ def server_plan(loaded: Loaded) -> ServerPlan:
     )
 
 
+def gateway_plan(loaded: Loaded) -> ServerPlan:
+    """The plan of `ostiary gateway start`."""
+    settings = loaded.settings
+    replace = msgspec.structs.replace
+    return ServerPlan(
+        data_dir=str(settings.data_dir),
+        listen=settings.listen,
+        workers=settings.workers,
+        metrics_listen=settings.metrics_listen,
+        gateway=replace(gateway_settings(settings), mode="standalone"),
+        link=replace(
+            link_settings(settings),
+            mode="standalone",
+            control_url=settings.control_url,
+            gateway_key=settings.gateway_key,
+            cache_dir=str(settings.data_dir / "link"),
+            control_ca_file=str(settings.control_ca_file or ""),
+            control_tls=_tls_files(settings.control_cert_file, settings.control_key_file),
+        ),
+        log=log_settings(settings),
+    )
+
+
 def log_settings(settings: Settings) -> LogSettings:
     return LogSettings(format=settings.log_format, level=settings.log_level)
 
 
 def gateway_settings(settings: Settings) -> GatewaySettings:
     """A worker's. The control plane's address and the front-door secret are the supervisor's."""
-    tls = None
-    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
-        tls = TLSFiles(str(settings.tls_cert_file), str(settings.tls_key_file))
     return GatewaySettings(
         journal_dir=_journal_dir(settings),
-        tls=tls,
+        tls=_tls_files(settings.tls_cert_file, settings.tls_key_file),
+        client_ca_file=str(settings.client_ca_file or ""),
         log=log_settings(settings),
         journal_sync=settings.journal_sync,
         journal_full=settings.journal_full,
@@ -69,7 +94,7 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
 
 
 def link_settings(settings: Settings) -> LinkSettings:
-    """The link's. The control plane's address and the gateway key are the supervisor's."""
+    """The link's. The control plane's address and the gateway key are the supervisor's, but for a gateway."""
     return LinkSettings(
         control_url="",
         gateway_key=Secret(""),
@@ -86,6 +111,7 @@ def control_settings(loaded: Loaded) -> ControlSettings:
     settings = loaded.settings
     return ControlSettings(
         database_url=settings.database_url,
+        database_listen_url=settings.database_listen_url,
         data_dir=str(settings.data_dir),
         gateway_key=Secret(""),
         front_door_secret=Secret(""),
@@ -98,7 +124,15 @@ def control_settings(loaded: Loaded) -> ControlSettings:
         allow_byok=settings.allow_byok,
         log=log_settings(settings),
         structured_logging=settings.structured_logging,
+        ca_file=str(settings.ca_file or ""),
+        https_proxy=settings.https_proxy,
+        no_proxy=settings.no_proxy,
+        egress_allow=settings.egress_allow,
     )
+
+
+def _tls_files(cert_file: Path | None, key_file: Path | None) -> TLSFiles | None:
+    return TLSFiles(str(cert_file), str(key_file)) if cert_file is not None and key_file is not None else None
 
 
 def _journal_dir(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Every setting of `ostiary server`, once: name, kind, default, what it does.
+"""Every setting of `ostiary server` and `ostiary gateway start`, once: name, kind, default, what it does.
 
 The flag, the environment variable and the key in `ostiary.toml` follow from a field's name: `drain_timeout` is
 `--drain-timeout`, `OSTIARY_DRAIN_TIMEOUT` and `drain_timeout = "5m"`. Help texts, error messages, `ostiary config show`
@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -24,6 +24,12 @@ from .values import Kind
 PREFIX = "OSTIARY_"
 MIGRATION_PREFIXES = ("CODER_AI_GATEWAY_", "CODER_AIBRIDGE_")
 """Read for those who come from there (reference H); ours wins nothing over them: setting both differently is an error."""
+
+
+Command = Literal["server", "gateway"]
+"""`ostiary server` or `ostiary gateway start`."""
+
+GATEWAY_LISTEN: Final = Address("127.0.0.1", 4001)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Setting:
     """Other variables it is read from when ours is not set, full names."""
     default_text: str = ""
     """For the documentation, when the default depends on the machine."""
+    only: Command | None = None
+    """The command that has it; None: both."""
+    flag_name: str = ""
+    """Its flag, when that does not follow from the field's name."""
+    migration_only: Command | None = None
+    """The command that reads the names of `migration`; None: whichever has the setting."""
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.kind.parse)
@@ -55,16 +67,18 @@ def default_workers() -> int:
     return max(1, min(4, _cores()))
 
 
-def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """`/var/lib/ostiary` for root, else below the user's data home."""
+def default_data_dir(environ: Mapping[str, str], command: Command = "server") -> Path:
+    """`/var/lib/ostiary` for root, else below the user's data home. A gateway has its own: a directory serves one."""
+    name = "ostiary" if command == "server" else "ostiary-gateway"
     if os.geteuid() == 0:
-        return Path("/var/lib/ostiary")
+        return Path("/var/lib") / name
     home = environ.get("XDG_DATA_HOME", "")
     base = Path(home) if home.startswith("/") else Path("~/.local/share").expanduser()
-    return base / "ostiary"
+    return base / name
 
 
 _ADDRESSES = "Addresses"
+_CONTROL = "Control plane of a gateway"
 _PROCESS = "Processes"
 _DATABASE = "Database and secrets"
 _PROVIDERS = "Providers"
@@ -77,12 +91,20 @@ _DISABLE_CONTENT = {"true": "none", "false": "prompts"}
 
 
 class Settings(BaseSettings):
-    """The settings of `ostiary server`, parsed and checked one by one. Made by `ostiary.config.load`."""
+    """The settings of a command that serves, parsed and checked one by one. Made by `ostiary.config.load`."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True)
 
     listen: Annotated[
-        Address, Setting(_ADDRESSES, values.listen(), "Where the gateway, the API and everything else is served.")
+        Address,
+        Setting(
+            _ADDRESSES,
+            values.listen(),
+            "Where the gateway, the API and everything else is served.",
+            migration=(("HTTP_ADDRESS", None),),
+            migration_only="gateway",
+            default_text=f"`127.0.0.1:4000`; of `ostiary gateway start` `{GATEWAY_LISTEN}`",
+        ),
     ] = Address("127.0.0.1", 4000)
     metrics_listen: Annotated[
         Address | None,
@@ -90,10 +112,91 @@ class Settings(BaseSettings):
     ] = Address("127.0.0.1", 2112)
     tls_cert_file: Annotated[
         Path | None,
-        Setting(_ADDRESSES, values.readable_file(), "Certificate chain (PEM): with the key, `listen` speaks TLS."),
+        Setting(
+            _ADDRESSES,
+            values.readable_file(),
+            "Certificate chain (PEM): with the key, `listen` speaks TLS.",
+            migration=(("TLS_CERT_FILE", None),),
+            migration_only="gateway",
+        ),
     ] = None
     tls_key_file: Annotated[
-        Path | None, Setting(_ADDRESSES, values.readable_file(), "Private key (PEM) of the certificate.")
+        Path | None,
+        Setting(
+            _ADDRESSES,
+            values.readable_file(),
+            "Private key (PEM) of the certificate.",
+            migration=(("TLS_KEY_FILE", None),),
+            migration_only="gateway",
+        ),
+    ] = None
+    client_ca_file: Annotated[
+        Path | None,
+        Setting(
+            _ADDRESSES,
+            values.readable_file(),
+            "CA certificates (PEM): gateways must show a client certificate of one of them. "
+            "Everybody else is asked for one and needs none.",
+            only="server",
+        ),
+    ] = None
+
+    control_url: Annotated[
+        str,
+        Setting(
+            _CONTROL,
+            values.server_url(),
+            "The server that this gateway belongs to.",
+            also=("CODER_URL",),
+            only="gateway",
+            flag_name="--url",
+            default_text="none, required",
+        ),
+    ] = ""
+    gateway_key: Annotated[
+        Secret,
+        Setting(
+            _CONTROL,
+            values.gateway_key(),
+            "The key made by `ostiary gateway keys create`. A file or the variable keeps it out of argument lists.",
+            migration=(("KEY", None),),
+            only="gateway",
+            flag_name="--key",
+            default_text="none; this or `gateway_key_file` is required",
+        ),
+    ] = Secret("")
+    gateway_key_file: Annotated[
+        Path | None,
+        Setting(
+            _CONTROL,
+            values.readable_file(),
+            "A file with that key alone in it.",
+            migration=(("KEY_FILE", None),),
+            only="gateway",
+            flag_name="--key-file",
+        ),
+    ] = None
+    control_ca_file: Annotated[
+        Path | None,
+        Setting(
+            _CONTROL,
+            values.readable_file(),
+            "CA certificates (PEM) by which the server is trusted, beside the system's.",
+            only="gateway",
+        ),
+    ] = None
+    control_cert_file: Annotated[
+        Path | None,
+        Setting(
+            _CONTROL,
+            values.readable_file(),
+            "Client certificate (PEM) to show to the server.",
+            only="gateway",
+        ),
+    ] = None
+    control_key_file: Annotated[
+        Path | None,
+        Setting(_CONTROL, values.readable_file(), "Private key (PEM) of the client certificate.", only="gateway"),
     ] = None
 
     data_dir: Annotated[
@@ -101,8 +204,10 @@ class Settings(BaseSettings):
         Setting(
             _PROCESS,
             values.directory(),
-            "Journal, embedded database, vault key and owner token live here.",
-            default_text="`/var/lib/ostiary` for root, else `$XDG_DATA_HOME/ostiary` or `~/.local/share/ostiary`",
+            "Journal, embedded database, vault key and owner token live here; a gateway keeps its journal and what it "
+            "last knew.",
+            default_text="`/var/lib/ostiary` for root, else `$XDG_DATA_HOME/ostiary` or `~/.local/share/ostiary`; "
+            "of `ostiary gateway start` `ostiary-gateway` in the same place",
         ),
     ]
     workers: Annotated[
@@ -128,10 +233,11 @@ class Settings(BaseSettings):
             _PROCESS,
             values.boolean(),
             "Also start a fake provider and register it as `demo-openai` and `demo-anthropic`.",
+            only="server",
         ),
     ] = False
     fake_listen: Annotated[
-        Address, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.")
+        Address, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.", only="server")
     ] = Address("127.0.0.1", 4010)
 
     database_url: Annotated[
@@ -141,6 +247,18 @@ class Settings(BaseSettings):
             values.database_url(),
             "PostgreSQL 14 or newer. Without it the server runs one of its own in the data directory.",
             default_text="embedded",
+            only="server",
+        ),
+    ] = Secret("")
+    database_listen_url: Annotated[
+        Secret,
+        Setting(
+            _DATABASE,
+            values.database_url(),
+            "The same database without a connection pooler in between, to be told of changes (`LISTEN`): "
+            "a pooler in transaction mode passes none on.",
+            default_text="`database_url`",
+            only="server",
         ),
     ] = Secret("")
     encryption_keys: Annotated[
@@ -152,6 +270,7 @@ class Settings(BaseSettings):
             "Required with `database_url`.",
             flag=False,
             default_text="a key file made on first start, with the embedded database",
+            only="server",
         ),
     ] = ()
     bootstrap_token: Annotated[
@@ -162,6 +281,7 @@ class Settings(BaseSettings):
             "Token of the owner `admin`, 32 characters or more, valid from each start on in place of the one before.",
             flag=False,
             default_text="made on first start, written to `<data-dir>/owner-token`",
+            only="server",
         ),
     ] = Secret("")
 
@@ -171,6 +291,7 @@ class Settings(BaseSettings):
             _PROVIDERS,
             values.choice("fail", "warn"),
             "What to do when a provider of the environment differs from its row in the database.",
+            only="server",
         ),
     ] = "fail"
     allow_byok: Annotated[
@@ -220,6 +341,7 @@ class Settings(BaseSettings):
             _RECORD,
             values.boolean(),
             "Write one `interception log` line a record.",
+            only="server",
             migration=(("STRUCTURED_LOGGING", None),),
         ),
     ] = False
@@ -319,6 +441,11 @@ SETTINGS: Mapping[str, Setting] = _table()
 """By field name, in the order of the documentation."""
 
 
+def settings_of(command: Command) -> dict[str, Setting]:
+    """Those a command has."""
+    return {name: setting for name, setting in SETTINGS.items() if setting.only in (None, command)}
+
+
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return PREFIX + name.upper()
@@ -326,7 +453,7 @@ def variable(name: str) -> str:
 
 def flag(name: str) -> str:
     """The flag of a setting."""
-    return "--" + name.replace("_", "-")
+    return SETTINGS[name].flag_name or "--" + name.replace("_", "-")
 
 
 def default_text(name: str) -> str:

@@ -318,5 +318,34 @@ def bootstrap_token() -> Kind:
     return Kind(allowed, parse, _masked, "TOKEN", secret=True)
 
 
+def server_url() -> Kind:
+    allowed = "the URL of an Ostiary server without a path, e.g. https://ostiary.example"
+
+    def parse(value: object) -> str:
+        given = _text(value).rstrip("/")
+        try:
+            url = urlsplit(given)
+            usable = bool(url.hostname) and url.port != 0
+        except ValueError:
+            raise ValueError(allowed) from None
+        if url.scheme not in ("http", "https") or not usable or url.path or url.query or url.fragment or url.username:
+            raise ValueError(allowed)
+        return given
+
+    return Kind(allowed, parse, metavar="URL")
+
+
+def gateway_key() -> Kind:
+    allowed = "a gateway key; make one on the server with: ostiary gateway keys create NAME"
+
+    def parse(value: object) -> Secret:
+        given = _text(value).strip()
+        if not re.fullmatch(r"[!-~]{16,256}", given):
+            raise ValueError(allowed)
+        return Secret(given)
+
+    return Kind(allowed, parse, _masked, "KEY", secret=True)
+
+
 def _masked(secret: Secret) -> str:
     return "***" if secret else ""

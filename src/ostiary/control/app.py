@@ -8,11 +8,13 @@ from .api import (
     audit,
     docs,
     errors,
+    gateway_keys,
     health,
     interceptions,
     journals,
     models_clients,
     providers,
+    replicas,
     sessions,
     tokens,
     users,
@@ -23,7 +25,13 @@ from .api.reading import ALIAS, PREFIX
 from .services import RPC_PATHS, rpc_application
 from .state import ControlPlane
 
-_RECORD_ROUTERS = (interceptions.router, sessions.router, models_clients.router, journals.router)
+_RECORD_ROUTERS = (
+    interceptions.router,
+    sessions.router,
+    models_clients.router,
+    journals.router,
+    replicas.router,
+)
 _ROUTERS = (providers.router, users.router, tokens.router, audit.router, vault.router, health.router, docs.router)
 
 
@@ -44,7 +52,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     rpc = rpc_application(control)
     for path in RPC_PATHS:
         app.mount(path, rpc)
-    for router in _RECORD_ROUTERS:
+    for router in (*_RECORD_ROUTERS, gateway_keys.router):
         app.include_router(router, prefix=PREFIX)
         app.include_router(router, prefix=ALIAS, include_in_schema=False)
     for router in _ROUTERS:

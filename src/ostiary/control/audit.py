@@ -19,7 +19,7 @@ from ostiary.core.secret import Secret
 
 from .store.tables import audit_log
 
-Action = Literal["create", "update", "delete", "revoke", "rotate"]
+Action = Literal["create", "update", "delete", "revoke", "rotate", "test"]
 ResourceType = Literal["ai_provider", "ai_provider_key", "gateway_key", "token", "user", "vault"]
 
 

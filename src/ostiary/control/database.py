@@ -51,10 +51,13 @@ class DatabaseUnusableError(Exception):
     """The database or its URL cannot be used until somebody changes something; the text says what."""
 
 
-async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT) -> AsyncEngine:
+async def connect(
+    url: Secret, *, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT, **parameters: str
+) -> AsyncEngine:
     """An engine on `url` (postgres://, postgresql:// or postgresql+asyncpg://) that has connected once.
 
-    `command_timeout`: seconds that any one statement may take. Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
+    `command_timeout`: seconds that any one statement may take. `parameters`: settings that every connection begins with.
+    Raises `DatabaseUnavailableError` or `DatabaseUnusableError`.
     """
     dsn = _dsn(url)
 
@@ -63,7 +66,7 @@ async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | 
             dsn.reveal(),
             timeout=_CONNECT_TIMEOUT,
             command_timeout=command_timeout,
-            server_settings={"application_name": "ostiary-control"},
+            server_settings={"application_name": "ostiary-control", **parameters},
         )
 
     engine = create_async_engine(
@@ -81,6 +84,20 @@ async def connect(url: Secret, *, pool_size: int = 10, command_timeout: float | 
         await engine.dispose()
         raise
     return engine
+
+
+async def connect_driver(url: Secret, *, command_timeout: float = _CONNECT_TIMEOUT) -> Any:  # Any: asyncpg is untyped
+    """A connection of asyncpg beside the engine, for what must stay on one. Raises as `connect`."""
+    dsn = _dsn(url)
+    try:
+        return await asyncpg.connect(
+            dsn.reveal(),
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=command_timeout,
+            server_settings={"application_name": "ostiary-control"},
+        )
+    except (*DATABASE_ERRORS, ValueError, asyncpg.ClientConfigurationError) as exc:
+        raise _connect_error(exc) from exc
 
 
 async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped

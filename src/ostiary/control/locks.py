@@ -25,6 +25,8 @@ class Lock(IntEnum):
     """Held within the transaction that makes the owner at the first start."""
     LINEAGE = _PREFIX | 6
     """Class of the two-key locks that order late lineage repairs, one an initiator."""
+    REVOKE = _PREFIX | 7
+    """Held from a revocation's numbering to its commit, so that numbers become visible in order."""
 
 
 SEED_LOCK: Final = int(Lock.SEED)

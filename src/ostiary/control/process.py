@@ -17,7 +17,6 @@ from typing import Any, Final, TypeVar
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.core.messages import ControlBoot, Drain, Drained, Fatal, Ready
@@ -26,8 +25,10 @@ from ostiary.core.supervision import Supervision
 
 from . import database, identity, partitions, seed, vault
 from .app import create_app
+from .events import Events
 from .ingest import link_recent_orphans
 from .state import ControlPlane
+from .store import rpc_role
 from .store.migrate import migrate
 
 log = structlog.get_logger(__name__)
@@ -59,10 +60,10 @@ async def run(boot: ControlBoot, fd: int, supervision: Supervision) -> int:
                 return 1
             if control is not None:
                 try:
-                    async with _running(_keep_house(control.engine)):
-                        await _serve(create_app(control), listening, supervision, drain, cut)
+                    async with _running(_keep_house(control.engine)), _running(control.events.run()):
+                        await _serve(control, listening, supervision, drain, cut)
                 finally:
-                    await control.engine.dispose()
+                    await control.dispose()
     supervision.report(Drained())
     return 0
 
@@ -89,10 +90,23 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
                 supervision.report(note)
         with _step("seed the providers"):
             await seed.seed(engine, opened, settings)
+        with _step("prepare the database role of RPC"):
+            rpc_only = await _rpc_engine(engine, settings)
     except BaseException:
         await engine.dispose()
         raise
-    return ControlPlane(engine, settings, opened)
+    events = Events(engine, settings.database_listen_url or settings.database_url)
+    return ControlPlane(engine, settings, opened, events, rpc_only)
+
+
+async def _rpc_engine(engine: AsyncEngine, settings: ControlSettings) -> AsyncEngine | None:
+    """Connections under the narrow role; None, with a line in the log, where this database user cannot have it."""
+    try:
+        await rpc_role.ensure_role(engine)
+        return await rpc_role.connect_as(engine, settings.database_url)
+    except rpc_role.RoleUnusableError as exc:
+        log.warning("running RPC without a role of its own", cause=str(exc), hint="docs/database.md says what to grant")
+        return None
 
 
 async def _migrate(settings: ControlSettings) -> None:
@@ -158,10 +172,10 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    app: FastAPI, listening: socket.socket, supervision: Supervision, drain: asyncio.Event, cut: asyncio.Event
+    control: ControlPlane, listening: socket.socket, supervision: Supervision, drain: asyncio.Event, cut: asyncio.Event
 ) -> None:
     config = uvicorn.Config(
-        app,
+        create_app(control),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -177,6 +191,8 @@ async def _serve(
     async def stop() -> None:
         await drain.wait()
         log.info("draining the control plane")
+        # watches last as long as they are let
+        control.events.stop()
         server.should_exit = True
         await cut.wait()
         server.force_exit = True

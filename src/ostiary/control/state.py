@@ -1,13 +1,16 @@
 """What the parts of the control plane share while it runs; it hangs at `app.state.control`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.core.settings import ControlSettings
 
+from .gateway_keys import GatewayCalls
+
 if TYPE_CHECKING:
+    from .events import Events
     from .vault import Vault
 
 
@@ -18,3 +21,21 @@ class ControlPlane:
     engine: AsyncEngine
     settings: ControlSettings
     vault: "Vault"
+    events: "Events"
+    rpc_only: AsyncEngine | None = None
+    """The way to the database under the narrow role of RPC; None where there is none."""
+    gateway_calls: GatewayCalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gateway_calls", GatewayCalls(self.rpc_engine))
+
+    @property
+    def rpc_engine(self) -> AsyncEngine:
+        """For what gateways ask and tell."""
+        return self.rpc_only or self.engine
+
+    async def dispose(self) -> None:
+        """Close every connection to the database."""
+        for engine in (self.engine, self.rpc_only):
+            if engine is not None:
+                await engine.dispose()

@@ -95,7 +95,21 @@ class AskMetrics(Struct, frozen=True, tag=True):
     seq: int
 
 
-LinkMessage = Snapshot | Authorization | MachineState | AskMetrics
+class Revoked(Struct, frozen=True, tag=True):
+    """Forget what is known of a token or of a person; or, with `everything`, ask for each known token before its next use.
+
+    Exactly one of `api_key_id`, `owner_id`, `everything`.
+    """
+
+    api_key_id: str = ""
+    owner_id: str = ""
+    everything: bool = False
+    """Some revocations may have been missed, or may be from now on."""
+    within: float = 0.0
+    """With `everything`: seconds for which what is known may still be used without asking."""
+
+
+LinkMessage = Snapshot | Authorization | MachineState | AskMetrics | Revoked
 
 # --- supervisor → child
 

@@ -33,6 +33,8 @@ class GatewaySettings(Struct, frozen=True):
     front_door_secret: Secret = Secret("")
     """Embedded: the per-start secret by which the control plane believes our X-Forwarded-* headers."""
     tls: TLSFiles | None = None
+    client_ca_file: str = ""
+    """With `tls`: client certificates of these CAs are asked for, and required on RPC paths."""
     log: LogSettings = LogSettings()
     journal_sync: Literal["interval", "always"] = "interval"
     journal_full: Literal["refuse", "shed-content"] = "refuse"
@@ -73,13 +75,22 @@ class LinkSettings(Struct, frozen=True):
     """Embedded: a per-start secret that only this machine's control plane takes."""
     journal_dir: str
     data_dir: str
+    mode: Literal["embedded", "standalone"] = "embedded"
     metrics_enabled: bool = True
     log: LogSettings = LogSettings()
-    poll_interval: float = 2.0
-    auth_ttl: float = 5.0
+    poll_interval: float = 10.0
+    """Seconds between two looks at the revision; changes are pushed besides."""
+    auth_ttl: float = 60.0
+    """How long an answer may be used while revocations are pushed."""
     auth_grace: float = 3600.0
     drain_timeout: float = 60.0
     """How long a graceful stop tries to ship what is left."""
+    cache_dir: str = ""
+    """Standalone: where what the control plane said last is kept, encrypted. Empty: nowhere."""
+    control_ca_file: str = ""
+    """CAs (PEM) that vouch for the control plane beside the system's."""
+    control_tls: TLSFiles | None = None
+    """The client certificate towards the control plane."""
 
 
 class DemoProvider(Struct, frozen=True):
@@ -103,6 +114,7 @@ class ControlSettings(Struct, frozen=True):
     public_url: str
     embedded_database: bool = True
     database_listen_url: Secret = Secret("")
+    """The same database past a connection pooler, for LISTEN. Empty: `database_url`."""
     encryption_keys: tuple[Secret, ...] = ()
     """Base64 of 32 bytes each, the first one encrypts. Empty only with the embedded database (key file)."""
     bootstrap_token: Secret = Secret("")
@@ -113,6 +125,11 @@ class ControlSettings(Struct, frozen=True):
     allow_byok: bool = True
     log: LogSettings = LogSettings()
     structured_logging: bool = False
+    ca_file: str = ""
+    """As of the workers, and so the next three: for the calls by which keys are tried."""
+    https_proxy: Secret = Secret("")
+    no_proxy: str = ""
+    egress_allow: tuple[str, ...] = ()
 
 
 class FakeSettings(Struct, frozen=True):

@@ -5,6 +5,8 @@ Rules
 - An answer serves for its `ttl`; in the second half of it, its use asks again ahead of time, so that a busy token never waits.
 - While the control plane or the link is away, an identity serves on for `auth_grace` since it was last confirmed. Its own
   expiry is checked on every use.
+- What is revoked is forgotten at once. Without a link nobody tells of revocations: what is known then serves for
+  `_UNLINKED_TTL` before it is asked for, and a new link is asked for everything.
 - Refusals are kept in a table of their own: strangers cannot push known tokens out.
 """
 
@@ -18,6 +20,7 @@ _KNOWN_MAX: Final = 65_536
 _REFUSED_MAX: Final = 8_192
 _WAITING_MAX: Final = 16_384
 _WAIT_SECONDS: Final = 5.0
+_UNLINKED_TTL: Final = 5.0
 _NEVER: Final = float("inf")
 
 
@@ -76,13 +79,12 @@ class Authorizations:
         identity = entry.identity
         if identity.expires_at and identity.expires_at <= self._wall():
             return Refusal.EXPIRED
-        if now < entry.refresh_at:
-            return identity
-        if now < entry.fresh_until:
+        if now >= entry.fresh_until:
+            return None
+        if now >= entry.refresh_at:
             entry.refresh_at = _NEVER
             self._send(digest)
-            return identity
-        return None
+        return identity
 
     def ask(self, digest: bytes, answered: Callable[[Answer], object]) -> None:
         """Call `answered` once, maybe at once, when the link has said who the token is or nobody can."""
@@ -124,6 +126,19 @@ class Authorizations:
             for answered in waiting[1]:
                 answered(answer)
 
+    def revoke(self, api_key_id: str, owner_id: str) -> None:
+        """Forget a token, or all tokens of a person."""
+        for digest, entry in tuple(self._known.items()):
+            if entry.identity.api_key_id == api_key_id or entry.identity.owner_id == owner_id:
+                del self._known[digest]
+
+    def ask_again(self, within: float) -> None:
+        """Ask for every known token before it is used later than so many seconds from now."""
+        until = self._clock() + within
+        for entry in self._known.values():
+            entry.fresh_until = min(entry.fresh_until, until)
+            entry.refresh_at = min(entry.refresh_at, until - within / 2)
+
     def link_lost(self) -> None:
         """The link's socket is gone, and with it its answers: settle every question by what is known."""
         for digest in tuple(self._waiting):
@@ -131,9 +146,9 @@ class Authorizations:
             answer = self._within_grace(digest) or Unavailable("this gateway is not connected to its control plane")
             for answered in callbacks:
                 answered(answer)
+        self.ask_again(_UNLINKED_TTL)
         for entry in self._known.values():
-            if entry.refresh_at == _NEVER:
-                entry.refresh_at = 0.0
+            entry.refresh_at = 0.0  # whatever was asked is lost
 
     def sweep(self) -> None:
         """Settle the questions that nobody answered in time."""

@@ -1,5 +1,7 @@
 """One request for the control plane, relayed as it comes: bodies stream both ways, nothing is recorded, no time-outs.
 
+Watches of gateways have no end of their own: a worker that drains cuts them at once, and the gateways watch elsewhere.
+
 The control plane believes `X-Forwarded-*` only beside the per-start secret that is added here; what a client sent under
 those names is dropped first.
 """
@@ -20,6 +22,17 @@ from .refusals import Refusal, error_body, refusal_head
 if TYPE_CHECKING:
     from .worker import Worker
 
+RPC_PREFIX: Final = b"/ostiary.v1."
+_WATCH: Final = b"/Watch"
+_NO_CERTIFICATE_BODY: Final = (
+    b'{"code":"failed_precondition","message":"a client certificate is needed here: start the gateway with '
+    b'--control-cert-file and --control-key-file"}'
+)
+NO_CERTIFICATE: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(_NO_CERTIFICATE_BODY),
+    _NO_CERTIFICATE_BODY,
+)
+"""Head and body, in the words of the RPC protocol (Connect)."""
 _RECHUNKED: Final = HOP_BY_HOP | {b"content-length", b"transfer-encoding"}
 
 
@@ -37,6 +50,12 @@ class FrontDoorExchange:
         self._answered = False
         self._rechunked = False
         self.id = new_id()
+
+    @property
+    def endless(self) -> bool:
+        """Whether it lasts until somebody cuts it."""
+        path = self._head.path
+        return path.startswith(RPC_PREFIX) and _WATCH in path
 
     def begin(self, origin: Origin) -> None:
         """Relay to the control plane at `origin`."""

@@ -13,6 +13,7 @@ from ostiary.core.messages import (
     FrameReader,
     LinkMessage,
     MachineState,
+    Revoked,
     Serving,
     Snapshot,
     WorkerHello,
@@ -54,6 +55,8 @@ class LinkChannel:
         if previous is not None:
             previous.transport.abort()
             self.worker.authorizations.link_lost()
+        # what was revoked while there was none is not told again
+        self.worker.authorizations.ask_again(0.0)
         self.send(self._hello)
         snapshot = self.worker.snapshot
         if snapshot is not None:
@@ -71,6 +74,8 @@ class LinkChannel:
             worker.take_authorization(message)
         elif isinstance(message, Snapshot):
             self.send(worker.take_snapshot(message))
+        elif isinstance(message, Revoked):
+            worker.take_revocation(message)
         elif isinstance(message, MachineState):
             worker.take_machine_state(message)
         elif isinstance(message, AskMetrics):

@@ -37,12 +37,14 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     try:
         journal = Journal.open(Path(settings.journal_dir), settings, journal_id, time.monotonic)
         tls = client_tls_context(settings.ca_file)
-        listener_tls = ServerTLS(settings.tls) if settings.tls is not None else None
+        listener_tls = ServerTLS(settings.tls, settings.client_ca_file) if settings.tls is not None else None
     except JournalError as error:
         supervision.report(Fatal(str(error)))
         return 1
     except (OSError, ssl.SSLError) as error:
-        supervision.report(Fatal(f"cannot load a TLS file (ca_file, tls_cert_file, tls_key_file): {error}"))
+        supervision.report(
+            Fatal(f"cannot load a TLS file (ca_file, tls_cert_file, tls_key_file, client_ca_file): {error}")
+        )
         return 1
     channel = LinkChannel(WorkerHello(boot.worker, journal_id, os.getpid()))
     worker = Worker(settings, journal, tls, channel.ask)
@@ -121,15 +123,22 @@ async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS |
 
 
 class ServerTLS:
-    """The listener's TLS. Files that change are read again; a broken new one leaves the old in place."""
+    """The listener's TLS. Files that change are read again; a broken new one leaves the old in place.
 
-    def __init__(self, files: TLSFiles) -> None:
+    With `client_ca_file` everybody is asked for a certificate: who shows one must have it from there, who shows none is
+    let in, and refused later on the paths that need one.
+    """
+
+    def __init__(self, files: TLSFiles, client_ca_file: str = "") -> None:
         self._files = files
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
         self._stamp = self._stat()
         self.context.load_cert_chain(files.cert_file, files.key_file)
+        if client_ca_file:
+            self.context.verify_mode = ssl.CERT_OPTIONAL
+            self.context.load_verify_locations(client_ca_file)
 
     def reload_if_changed(self) -> None:
         try:

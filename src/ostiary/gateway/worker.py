@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from ostiary.core.messages import Authorization, MachineState, MetricsReport, Serving
+from ostiary.core.messages import Authorization, MachineState, MetricsReport, Revoked, Serving
 from ostiary.core.messages import Snapshot as SnapshotMessage
 from ostiary.core.settings import GatewaySettings
 from ostiary.http1.errors import HeadError
@@ -21,7 +21,7 @@ from ostiary.http1.server import ClientConnection, Connections
 from .authorizations import Authorizations
 from .decide import Admission, locate
 from .exchange import Exchange
-from .front_door import FrontDoorExchange
+from .front_door import NO_CERTIFICATE, RPC_PREFIX, FrontDoorExchange
 from .journal import Journal, JournalError
 from .metrics import GatewayMetrics
 from .refusals import Refusal, error_body, refusal_head, shape_of
@@ -101,12 +101,21 @@ class Worker:
             ready = self.snapshot is not None and self.machine.ready and not self.draining
             status = b"200 OK" if ready else b"503 Service Unavailable"
             connection.answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
+        elif self._control is not None and self._lacks_certificate(connection, path):
+            self.metrics.refused("no_client_certificate")
+            connection.answer(*NO_CERTIFICATE)
         elif self._control is not None:
             relay = FrontDoorExchange(self, connection, head)
             self._live.add(relay)
             relay.begin(self._control)
         else:
             self._answer(connection, path, Refusal(404, "unknown_path", "There is nothing at this path."))
+
+    def _lacks_certificate(self, connection: ClientConnection, path: bytes) -> bool:
+        """Gateways show a certificate when `client_ca_file` says so; everybody else may."""
+        if not self.settings.client_ca_file or not path.startswith(RPC_PREFIX):
+            return False
+        return not connection.transport.get_extra_info("peercert")
 
     def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:  # noqa: ARG002 - part of the interface
         self.metrics.refused("bad_head")
@@ -181,6 +190,13 @@ class Worker:
     def take_authorization(self, message: Authorization) -> None:
         self.authorizations.receive(message)
 
+    def take_revocation(self, message: Revoked) -> None:
+        """For requests to come; those in flight have been let in."""
+        if message.everything:
+            self.authorizations.ask_again(message.within)
+        else:
+            self.authorizations.revoke(message.api_key_id, message.owner_id)
+
     def take_machine_state(self, message: MachineState) -> None:
         self.machine = message
 
@@ -209,6 +225,9 @@ class Worker:
         """Finish what runs, up to `drain_timeout` or until `cut` is set; then cut and record the rest as interrupted."""
         self.draining = True
         await self._close_idle(cut)
+        for exchange in tuple(self._live):
+            if isinstance(exchange, FrontDoorExchange) and exchange.endless:
+                exchange.interrupt()
         if self._live:
             self._drained = asyncio.get_running_loop().create_future()
             cutting = asyncio.create_task(_cut_short(cut, self._drained))

@@ -4,7 +4,9 @@
 `client`          the control plane's RPCs, and what a failure of one means
 `connection`      whether the control plane answers, and for how long what it said may be used
 `backoff`         waiting between attempts
+`cache`           what was known, on disk, for a start without the control plane
 `snapshots`       which providers there are; its poll is the heartbeat
+`watches`         what the control plane pushes: changes of providers, revocations
 `authorizations`  who a token is: remembered answers, and questions that are asked once
 `shipper`         all journals of the machine
 `journal_shipper` one journal, from where the control plane holds it to its end

@@ -5,6 +5,8 @@ Rules
   which asks ahead of time gets a full one.
 - While the control plane is away, an identity serves on until `auth_grace` after it was last confirmed, its own expiry
   checked each time. A refusal does not: nobody can say whether it still holds.
+- What is revoked is forgotten at once, and an answer that does not know of the revocation is asked for again: it was on
+  its way when the right was taken away. While nobody tells of revocations, answers serve for `UNWATCHED_TTL` only.
 - Refused tokens stand in a table of their own for 5 s: strangers cannot push known people out. Both tables and the
   questions under way are bounded.
 - Equal questions of any number of workers are one question.
@@ -15,7 +17,8 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, cast, get_args
+from dataclasses import dataclass
+from typing import Final, cast, get_args
 
 import structlog
 
@@ -25,17 +28,20 @@ from ostiary.rpc.ostiary_pb2 import AuthorizationRefusal as WireRefusal
 from ostiary.rpc.ostiary_pb2 import IsAuthorizedResponse
 
 from .backoff import Backoff
+from .cache import KnownToken
 from .client import ControlFailure
 
 log = structlog.get_logger(__name__)
 
 REFUSAL_TTL: Final = 5.0
+UNWATCHED_TTL: Final = 5.0
 ANSWER_WITHIN: Final = 3.0
 """Seconds a question may take; a worker waits for 5."""
 ANSWER_KNOWN_WITHIN: Final = 1.0
 """The same for a token that the grace lets in anyway."""
 KNOWN_MAX: Final = 65_536
 REFUSED_MAX: Final = 8_192
+REVOKED_MAX: Final = 8_192
 WAITING_MAX: Final = 4_096
 CONCURRENT_QUESTIONS: Final = 64
 
@@ -51,7 +57,8 @@ _REFUSALS: Final = {
 Reply = Callable[[Authorization], None]
 
 
-class _Known(NamedTuple):
+@dataclass(slots=True)
+class _Known:
     identity: Identity
     confirmed_at: float
     fresh_until: float
@@ -69,6 +76,68 @@ class Memory:
         self._grace = auth_grace
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[Refusal, float]] = OrderedDict()
+        self.changes = 0
+        """How often somebody became known, or was forgotten before their time."""
+        self.confirmations = 0
+        self.seq = 0
+        """The newest revocation that the watch has told of, or stands behind; 0: none."""
+        self._watched = False
+        self._revoked: OrderedDict[str, int] = OrderedDict()
+        self._floor = 0
+
+    def revoke(self, seq: int, subject: str) -> None:
+        """Forget a token, or all of a person, by its id."""
+        gone = [
+            token
+            for token, known in self._known.items()
+            if subject in (known.identity.api_key_id, known.identity.owner_id)
+        ]
+        for token in gone:
+            del self._known[token]
+        self.changes += len(gone)
+        self._revoked[subject] = seq
+        self._revoked.move_to_end(subject)
+        while len(self._revoked) > REVOKED_MAX:
+            self._floor = max(self._floor, self._revoked.popitem(last=False)[1])
+
+    def reset(self, seq: int) -> None:
+        """Some revocations up to this one were missed: ask for everybody before their next use."""
+        self._revoked.clear()
+        self._floor = seq
+        for known in self._known.values():
+            known.fresh_until = known.confirmed_at
+
+    def watched(self, seq: int) -> None:
+        """Revocations are told, up to this one already."""
+        self.seq = seq
+        self._watched = True
+
+    def unwatched(self) -> None:
+        """They no longer are."""
+        self._watched = False
+        until = self._clock() + UNWATCHED_TTL
+        for known in self._known.values():
+            known.fresh_until = min(known.fresh_until, until)
+
+    def outdated(self, answer: IsAuthorizedResponse) -> bool:
+        """Whether the answer admits somebody and does not know of a revocation that may concern them."""
+        if answer.refusal != WireRefusal.AUTHORIZATION_REFUSAL_UNSPECIFIED:
+            return False
+        needed = (self._floor, self._revoked.get(answer.api_key_id, 0), self._revoked.get(answer.owner_id, 0))
+        return answer.seq < max(needed)
+
+    def kept(self) -> list[KnownToken]:
+        """Everybody known, to be restored after a restart."""
+        ago = self._wall() - self._clock()
+        return [KnownToken(token, known.identity, known.confirmed_at + ago) for token, known in self._known.items()]
+
+    def restore(self, tokens: list[KnownToken]) -> None:
+        """Everybody from before a restart whom the grace still lets in. Answers of this process are newer."""
+        now, wall = self._clock(), self._wall()
+        for token in tokens[-KNOWN_MAX:]:
+            age = max(0.0, wall - token.confirmed_at)
+            if age < self._grace and not self._expired(token.identity):
+                self._known.setdefault(token.token_sha256, _Known(token.identity, now - age, now - age))
 
     def learn(self, token_sha256: bytes, answer: IsAuthorizedResponse) -> Authorization:
         """Remember an answer; gives what the worker is told."""
@@ -88,8 +157,10 @@ class Memory:
         )
         if self._expired(identity):
             return self._refuse(token_sha256, Refusal.EXPIRED)
-        ttl = min(answer.ttl, self._ttl) if answer.ttl > 0 else self._ttl
+        ttl = min(answer.ttl, self._longest) if answer.ttl > 0 else self._longest
         self._refused.pop(token_sha256, None)
+        self.confirmations += 1
+        self.changes += token_sha256 not in self._known
         known = self._known[token_sha256] = _Known(identity, now, now + ttl)
         self._known.move_to_end(token_sha256)
         while len(self._known) > KNOWN_MAX:
@@ -124,15 +195,20 @@ class Memory:
         if self._expired(known.identity):
             return Authorization(token_sha256, refusal=Refusal.EXPIRED, ttl=REFUSAL_TTL)
         self._known.move_to_end(token_sha256)
-        return self._as_answer(token_sha256, known, min(self._ttl, left))
+        return self._as_answer(token_sha256, known, min(self._longest, left))
 
     def _refuse(self, token_sha256: bytes, refusal: Refusal) -> Authorization:
-        self._known.pop(token_sha256, None)
+        if self._known.pop(token_sha256, None) is not None:
+            self.changes += 1
         self._refused[token_sha256] = (refusal, self._clock() + REFUSAL_TTL)
         self._refused.move_to_end(token_sha256)
         while len(self._refused) > REFUSED_MAX:
             self._refused.popitem(last=False)
         return Authorization(token_sha256, refusal=refusal, ttl=REFUSAL_TTL)
+
+    @property
+    def _longest(self) -> float:
+        return self._ttl if self._watched else min(self._ttl, UNWATCHED_TTL)
 
     def _expired(self, identity: Identity) -> bool:
         return bool(identity.expires_at) and identity.expires_at <= self._wall()
@@ -222,7 +298,9 @@ class Authorizations:
                     await asyncio.sleep(pause)
                 else:
                     self._notice(True)
-                    return self._memory.learn(token_sha256, answer)
+                    if not self._memory.outdated(answer):
+                        return self._memory.learn(token_sha256, answer)
+                    await asyncio.sleep(backoff.next())
 
     def _unavailable(self, token_sha256: bytes, reason: str) -> Authorization:
         known = self._memory.within_grace(token_sha256)

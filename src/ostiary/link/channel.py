@@ -2,6 +2,7 @@
 
 Rules
 - Frames of `core.messages`. What is not one is a bug of ours or of another build: the socket is closed and told.
+- A revocation is never dropped: what does not fit any more becomes the order to ask for every known token again.
 - Bounded: a worker that does not read gets the newest snapshot and state once it reads again, and its answers are
   dropped beyond `MAX_UNREAD` bytes; it asks again.
 """
@@ -18,6 +19,7 @@ from ostiary.core.messages import (
     FrameReader,
     LinkMessage,
     MachineState,
+    Revoked,
     Snapshot,
     WorkerMessage,
     encode,
@@ -47,9 +49,15 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader: FrameReader[WorkerMessage] = FrameReader(WorkerMessage)
         self._paused = False
-        self._later: dict[type[Snapshot | MachineState], Snapshot | MachineState] = {}
+        self._later: dict[type[Snapshot | MachineState | Revoked], Snapshot | MachineState | Revoked] = {}
 
-    def send(self, message: Snapshot | MachineState) -> None:
+    def revoke(self, message: Revoked) -> None:
+        if self._unread > MAX_UNREAD:
+            self._later[Revoked] = Revoked(everything=True)
+        else:
+            self._write(message)
+
+    def send(self, message: Snapshot | MachineState | Revoked) -> None:
         """State: only the newest of each kind matters."""
         if self._paused:
             self._later[type(message)] = message
@@ -57,13 +65,16 @@ class Channel(asyncio.Protocol):
             self._write(message)
 
     def answer(self, message: Authorization | AskMetrics) -> None:
-        transport = self._transport
-        if transport is not None and transport.get_write_buffer_size() > MAX_UNREAD:
+        if self._unread > MAX_UNREAD:
             if not self.dropped:
                 log.warning("dropping answers to a worker that does not read", worker=self.worker)
             self.dropped += 1
             return
         self._write(message)
+
+    @property
+    def _unread(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def close(self) -> None:
         if self._transport is not None:

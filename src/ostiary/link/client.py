@@ -10,7 +10,8 @@ Rules
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
@@ -26,8 +27,9 @@ from pyqwest import Client, HTTPTransport, Proxy, Request, Response
 
 from ostiary import __version__
 from ostiary.core.secret import Secret
+from ostiary.core.settings import TLSFiles
 from ostiary.rpc import version
-from ostiary.rpc.ostiary_connect import AuthorizerClient, ProviderConfiguratorClient, RecorderClient
+from ostiary.rpc.ostiary_connect import AuthorizerClient, FleetClient, ProviderConfiguratorClient, RecorderClient
 from ostiary.rpc.ostiary_pb2 import (
     GetAIProvidersRequest,
     GetAIProvidersResponse,
@@ -35,11 +37,18 @@ from ostiary.rpc.ostiary_pb2 import (
     IsAuthorizedResponse,
     RecordAck,
     RecordBatch,
+    ReportStatusRequest,
+    ReportStatusResponse,
+    Revocation,
+    WatchAIProvidersRequest,
+    WatchAIProvidersResponse,
+    WatchRevocationsRequest,
 )
 
 CONNECT_TIMEOUT = 5.0
 POLL_TIMEOUT = 12.0
 """Seconds; above what the control plane waits for a seed in flight."""
+STATUS_TIMEOUT = 10.0
 RECORD_TIMEOUT = 75.0
 """Seconds; above what the control plane allows a batch to take."""
 MAX_ANSWER = 64 * 1024**2
@@ -65,12 +74,17 @@ class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, wh
         return self.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELED)
 
     @property
+    def refuses_key(self) -> bool:
+        """A control plane says that this gateway's key is none."""
+        return self.plain_status is None and self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+
+    @property
     def too_large(self) -> bool:
         return self.plain_status == 413 or (self.plain_status is None and self.code is Code.RESOURCE_EXHAUSTED)
 
     def fatal(self, url: str, *, ever_up: bool) -> str | None:
         """The one line with which the process must end, saying what to do (design §9); None: try again."""
-        if self.plain_status is None and self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        if self.refuses_key:
             return (
                 f"the control plane at {url} refuses this gateway's key ({self}): make one with `ostiary gateway keys "
                 "create NAME` and start again with it"
@@ -93,15 +107,22 @@ class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, wh
 
 
 class ControlClient:
-    """An async context manager. Its calls take `within` seconds at most and raise `ControlFailure`."""
+    """An async context manager. Its calls take `within` seconds at most and raise `ControlFailure`.
 
-    def __init__(self, url: str, gateway_key: Secret) -> None:
+    `ca_file` has certificates that vouch for the control plane beside the system's, `tls` is shown to it.
+    Raises `OSError` for one that cannot be read.
+    """
+
+    def __init__(self, url: str, gateway_key: Secret, ca_file: str = "", tls: TLSFiles | None = None) -> None:
         self.url = url.rstrip("/")
         self._key = gateway_key
         host = urlsplit(self.url).hostname or ""
         loopback = _is_loopback(host)
         self._transport = HTTPTransport(
             tls_include_system_certs=self.url.startswith("https:"),
+            tls_ca_cert=Path(ca_file).read_bytes() if ca_file else None,
+            tls_cert=Path(tls.cert_file).read_bytes() if tls is not None else None,
+            tls_key=Path(tls.key_file).read_bytes() if tls is not None else None,
             # only a proxy rule of our own keeps the environment's away; this one matches nothing
             proxy=Proxy("http://127.0.0.1:9", no_proxy=host) if loopback else None,
             connect_timeout=CONNECT_TIMEOUT,
@@ -124,6 +145,7 @@ class ControlClient:
         self._recorder = service(RecorderClient)
         self._authorizer = service(AuthorizerClient)
         self._configurator = service(ProviderConfiguratorClient)
+        self._fleet = service(FleetClient)
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,20 +165,62 @@ class ControlClient:
         request = GetAIProvidersRequest(known_revision=known_revision)
         return await self._call(self._configurator.get_ai_providers, request, within)
 
+    def watch_ai_providers(self, silence: float) -> AsyncGenerator[WatchAIProvidersResponse]:
+        """Until it fails, at the latest after `silence` seconds without a word."""
+        return self._stream(self._configurator.watch_ai_providers, WatchAIProvidersRequest(), silence)
+
+    def watch_revocations(self, after_seq: int, silence: float) -> AsyncGenerator[Revocation]:
+        """The same."""
+        request = WatchRevocationsRequest(after_seq=after_seq)
+        return self._stream(self._authorizer.watch_revocations, request, silence)
+
+    async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
+        return await self._call(self._fleet.report_status, status, within)
+
     async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
-        headers = {
+        try:
+            answer = await method(request, headers=self._headers(), timeout_ms=max(1, int(within * 1000)))
+        except ConnectError as error:
+            _check_cancelled()
+            raise _failure(error) from error
+        _check_cancelled()
+        return answer
+
+    async def _stream(
+        self, method: Callable[..., AsyncIterator[_Answer]], request: Message, silence: float
+    ) -> AsyncGenerator[_Answer]:
+        messages = method(request, headers=self._headers())
+        try:
+            while True:
+                quiet = asyncio.timeout(silence)
+                try:
+                    async with quiet:
+                        message = await anext(messages)
+                except StopAsyncIteration:
+                    raise ControlFailure(Code.UNAVAILABLE, "the control plane ended the watch") from None
+                except (ConnectError, TimeoutError) as error:
+                    _check_cancelled()
+                    if quiet.expired() or isinstance(error, TimeoutError):
+                        reason = f"nothing was heard for {silence:g} s"
+                        raise ControlFailure(Code.DEADLINE_EXCEEDED, reason) from error
+                    raise _failure(error) from error
+                _check_cancelled()
+                yield message
+        finally:
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
+
+    def _headers(self) -> dict[str, str]:
+        return {
             version.HEADER_GATEWAY_KEY: self._key.reveal(),
             version.HEADER_API_VERSION: version.CURRENT,
             version.HEADER_BUILD: __version__,
         }
-        try:
-            answer = await method(request, headers=headers, timeout_ms=max(1, int(within * 1000)))
-        except ConnectError as error:
-            _check_cancelled()
-            plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
-            raise ControlFailure(error.code, error.message, plain) from error
-        _check_cancelled()
-        return answer
+
+
+def _failure(error: ConnectError) -> ControlFailure:
+    plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
+    return ControlFailure(error.code, error.message, plain)
 
 
 def _check_cancelled() -> None:

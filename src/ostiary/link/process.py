@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,12 +20,15 @@ from ostiary.core.metrics import Family, Registry, Sample
 from ostiary.core.supervision import Supervision
 
 from .authorizations import Authorizations, Memory
+from .cache import Cache, CacheKeeper
 from .client import ControlClient
 from .connection import Connection
 from .journal_shipper import ShipperMetrics
 from .metrics_page import MetricsServer
 from .shipper import Shipper
 from .snapshots import SnapshotMetrics, SnapshotPoll
+from .status import StatusReports
+from .watches import ProviderWatch, RevocationWatch
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -40,7 +44,16 @@ BEAT_FILE = "link-beat"
 
 async def run(boot: LinkBoot, fd: int | None, supervision: Supervision) -> int:
     """`fd`: the metrics listener. Returns the exit status."""
-    async with ControlClient(boot.settings.control_url, boot.settings.gateway_key) as client:
+    settings = boot.settings
+    try:
+        client = ControlClient(
+            settings.control_url, settings.gateway_key, settings.control_ca_file, settings.control_tls
+        )
+    except (OSError, ValueError) as error:
+        reason = f"cannot use control_ca_file, control_cert_file or control_key_file: {error}"
+        supervision.report(Fatal(reason, EXIT_REFUSED))
+        return EXIT_REFUSED
+    async with client:
         return await _Link(boot, client, supervision).run(fd)
 
 
@@ -62,6 +75,7 @@ class _Link:
             on_snapshot=self._load,
             on_change=self._link_changed,
             on_fatal=self._refused.set_result,
+            fallback=self._from_before,
         )
         self._shipper = Shipper(
             Path(settings.journal_dir),
@@ -69,9 +83,20 @@ class _Link:
             ShipperMetrics(self._registry),
             on_failure=lambda: self._poll.notice(reached=False),
         )
+        memory = self._memory = Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace)
+        self._cache: Cache | None = None
+        self._keeper: CacheKeeper | None = None
+        if settings.cache_dir:
+            self._cache = Cache(Path(settings.cache_dir), settings.gateway_key, client.url)
+            self._keeper = CacheKeeper(
+                self._cache,
+                tokens=memory.kept,
+                changes=lambda: memory.changes,
+                confirmations=lambda: memory.confirmations,
+            )
         self._authorizations = Authorizations(
             client.is_authorized,
-            Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace),
+            memory,
             link_up=lambda: self._connection.up,
             notice=lambda reached: self._poll.notice(reached=reached),
             loaded=self._loaded,
@@ -83,6 +108,20 @@ class _Link:
             on_ready=lambda: supervision.report(MachineReady()),
             on_gone=self._shipper.look_now,
         )
+        self._status = StatusReports(
+            client,
+            self._connection,
+            self._workers,
+            self._shipper,
+            data_dir=Path(settings.data_dir),
+            mode=settings.mode,
+            served=lambda: self._poll.snapshot,
+        )
+        look = partial(self._poll.notice, reached=False)
+        self._watches = (
+            ProviderWatch(client, self._poll.changed, look),
+            RevocationWatch(client, memory, self._workers.revoke, look),
+        )
 
     async def run(self, metrics_fd: int | None) -> int:
         page = MetricsServer(self._families)
@@ -92,6 +131,9 @@ class _Link:
             asyncio.create_task(self._poll.run()),
             asyncio.create_task(self._shipper.run()),
             asyncio.create_task(self._repeat_state()),
+            asyncio.create_task(self._status.run()),
+            *([asyncio.create_task(self._keeper.run())] if self._keeper is not None else []),
+            *(asyncio.create_task(watch.run()) for watch in self._watches),
         ]
         orders = asyncio.create_task(self._follow_orders())
         self._supervision.report(Ready())
@@ -101,6 +143,8 @@ class _Link:
             for task in (orders, *background):
                 task.cancel()
             await asyncio.gather(orders, *background, return_exceptions=True)
+            if self._keeper is not None:
+                await self._keeper.close()
             await self._authorizations.close()
             self._workers.close()
             await page.close()
@@ -119,6 +163,8 @@ class _Link:
             if self._refused in done:
                 message = self._refused.result()
                 log.error("ending: refused by the control plane", reason=message)
+                if self._cache is not None and self._poll.key_refused:
+                    self._cache.wipe()
                 self._supervision.report(Fatal(message, EXIT_REFUSED))
                 if not self._connection.ever_up:
                     return EXIT_REFUSED
@@ -162,12 +208,25 @@ class _Link:
     def _load(self, snapshot: Snapshot) -> None:
         self._workers.load(snapshot)
         self._loaded.set()
+        if self._keeper is not None:
+            self._keeper.take(snapshot)
+
+    def _from_before(self) -> Snapshot | None:
+        """What was served before a restart, while that may still be used."""
+        if self._cache is None or self._connection.grace_left <= 0:
+            return None
+        snapshot = self._cache.read_snapshot()
+        if snapshot is not None:
+            self._memory.restore(self._cache.read_tokens())
+        return snapshot
 
     def _link_changed(self) -> None:
         self._workers.tell_state()
         if self._connection.up:
             self._beat.note()
             self._shipper.look_now()
+            for watch in self._watches:
+                watch.look_now()
 
     async def _repeat_state(self) -> None:
         while True:

@@ -4,11 +4,15 @@ Few journals and fewer batches are under way at once, whatever the number of dir
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
+
+from ostiary.core.journal import segment_first_seq
 
 from .backoff import LONGEST
 from .client import ControlClient
@@ -21,6 +25,16 @@ CONCURRENT_BATCHES = 4
 MAX_JOURNALS = 64
 SCAN_INTERVAL = 1.0
 """Seconds between two looks for new journals."""
+
+
+class JournalState(NamedTuple):
+    journal_id: str
+    appended_seq: int
+    acked_seq: int
+    """As far as the control plane has been asked."""
+    bytes: int
+    live: bool
+    """Its worker still writes to it, as far as is known."""
 
 
 class Shipper:
@@ -85,6 +99,13 @@ class Shipper:
         async with self._counting:
             return await asyncio.to_thread(lambda: sum(self._pending_of(one) for one in journal_ids(self._root)))
 
+    async def states(self) -> list[JournalState]:
+        """Every journal on disk."""
+        async with self._counting:
+            return await asyncio.to_thread(
+                lambda: [state for one in journal_ids(self._root) if (state := self._state_of(one)) is not None]
+            )
+
     def counts(self) -> tuple[int, int]:
         """Journals under way: of live workers, and adopted ones."""
         adopted = sum(journal.adopted for journal in self._journals.values())
@@ -129,11 +150,27 @@ class Shipper:
     def _pending_of(self, journal_id: str) -> int:
         if journal_id in self._unremovable:
             return 0
+        counted = self._count(journal_id)
+        return max(0, counted[0] - counted[1]) if counted is not None else 0
+
+    def _count(self, journal_id: str) -> tuple[int, int] | None:
+        """Number of the last record on disk, and of the last one acknowledged; None when the journal has been removed
+        meanwhile: then all of it was acknowledged."""
         journal = self._journals.get(journal_id)
         try:
             tail = journal.tail if journal else Tail(self._root / journal_id)
             acked = journal.acked if journal else None
-            return max(0, tail.next_seq() - 1 - (tail.first_seq() - 1 if acked is None else acked))
+            return tail.next_seq() - 1, tail.first_seq() - 1 if acked is None else acked
         except FileNotFoundError:
-            # removed meanwhile: all of it was acknowledged
-            return 0
+            return None
+
+    def _state_of(self, journal_id: str) -> JournalState | None:
+        counted = self._count(journal_id)
+        journal = self._journals.get(journal_id)
+        try:
+            with os.scandir(self._root / journal_id) as entries:
+                size = sum(entry.stat().st_size for entry in entries if segment_first_seq(entry.name) is not None)
+        except FileNotFoundError:
+            return None
+        live = journal is not None and not journal.adopted
+        return JournalState(journal_id, *counted, size, live) if counted is not None else None

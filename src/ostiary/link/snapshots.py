@@ -1,8 +1,9 @@
-"""Which providers there are: asked every `poll_interval`, and at once when something seems wrong.
+"""Which providers there are: asked when they have changed, when something seems wrong, and every `poll_interval`.
 
 Rules
 - The poll is also the heartbeat: it alone says whether the link is up.
-- A failed poll leaves the snapshot in place: dropping providers would make the failure worse.
+- A failed poll leaves the snapshot in place: dropping providers would make the failure worse. When it fails before
+  there is any, the one from before a restart serves, and an answer that no control plane gave is no reason to end.
 - What cannot be understood of one provider makes that one an `error` with its reason; the others are served.
 - Answers hold secrets: they are never logged, and no reason quotes a stored value.
 """
@@ -113,8 +114,14 @@ class SnapshotPoll:
         on_snapshot: Callable[[Snapshot], None],
         on_change: Callable[[], None],
         on_fatal: Callable[[str], None],
+        fallback: Callable[[], Snapshot | None] = lambda: None,
     ) -> None:
+        """`fallback` gives the snapshot from before a restart; asked once, when the control plane does not answer."""
         self.snapshot: Snapshot | None = None
+        self.key_refused = False
+        """Whether the process must end because the gateway key is refused."""
+        self._fallback = fallback
+        self._looked_back = self._fell_back = False
         self._client = client
         self._connection = connection
         self._metrics = metrics
@@ -131,13 +138,21 @@ class SnapshotPoll:
         if reached != self._connection.up:
             self._asked.set()
 
+    def changed(self, revision: int) -> None:
+        """The control plane says that this revision is current."""
+        if self.snapshot is None or self.snapshot.revision != revision:
+            self._asked.set()
+
     async def run(self) -> None:
         """Returns only when the control plane refuses this gateway."""
         while True:
             try:
                 answer = await self._client.get_ai_providers(self.snapshot.revision if self.snapshot else 0)
             except ControlFailure as failure:
-                if fatal := failure.fatal(self._client.url, ever_up=self._connection.ever_up):
+                self._fall_back(failure)
+                ever_up = self._connection.ever_up or (self._fell_back and failure.plain_status is not None)
+                if fatal := failure.fatal(self._client.url, ever_up=ever_up):
+                    self.key_refused = failure.refuses_key
                     self._connection.failed()
                     self._on_change()
                     self._on_fatal(fatal)
@@ -161,6 +176,22 @@ class SnapshotPoll:
         self.snapshot = loaded
         log.info("loading providers", revision=answer.revision, providers=len(self.snapshot.providers))
         self._on_snapshot(self.snapshot)
+
+    def _fall_back(self, failure: ControlFailure) -> None:
+        """Serve what was kept, unless a control plane says that this gateway shall not."""
+        refused = failure.plain_status is None and failure.fatal(self._client.url, ever_up=False) is not None
+        if refused or self._looked_back or self.snapshot is not None:
+            return
+        self._looked_back = True
+        kept = self._fallback()
+        if kept is not None:
+            self._fell_back = True
+            self.snapshot = kept
+            log.warning(
+                "serving what was known before the restart", revision=kept.revision, providers=len(kept.providers)
+            )
+            self._on_snapshot(kept)
+            self._on_change()
 
     def _reached(self) -> None:
         first = not self._connection.ever_up

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import structlog
 
@@ -18,6 +19,7 @@ from ostiary.core.messages import (
     AskMetrics,
     MachineState,
     MetricsReport,
+    Revoked,
     Serving,
     Snapshot,
     WorkerHello,
@@ -35,6 +37,16 @@ log = structlog.get_logger(__name__)
 
 METRICS_WITHIN = 1.0
 """Seconds a scrape waits for workers that are busy; of those that are too late the last report counts."""
+
+
+class WorkerState(NamedTuple):
+    """A connected worker that has said which start it is."""
+
+    worker: int
+    pid: int
+    journal_id: str
+    revision: int
+    """What it serves from; 0 from none."""
 
 
 class _Question:
@@ -72,6 +84,7 @@ class Workers:
         self._on_gone = on_gone
         self._channels: dict[int, Channel] = {}
         self._journals: dict[int, str] = {}
+        self._pids: dict[int, int] = {}
         self._serving: dict[int, Serving] = {}
         self._snapshot: Snapshot | None = None
         self._told: MachineState | None = None
@@ -94,6 +107,14 @@ class Workers:
     def connected(self) -> int:
         return len(self._channels)
 
+    def states(self) -> list[WorkerState]:
+        """By index."""
+        return [
+            WorkerState(worker, self._pids[worker], self._journals[worker], serving.revision if serving else 0)
+            for worker, serving in ((worker, self._serving.get(worker)) for worker in sorted(self._channels))
+            if worker in self._pids
+        ]
+
     def provider_errors(self) -> dict[str, str]:
         """Provider name → why a worker could not build it."""
         return {name: reason for serving in self._serving.values() for name, reason in serving.provider_errors.items()}
@@ -103,6 +124,11 @@ class Workers:
         self._snapshot = snapshot
         for channel in self._channels.values():
             channel.send(snapshot)
+
+    def revoke(self, message: Revoked) -> None:
+        """Forget, or ask again."""
+        for channel in self._channels.values():
+            channel.revoke(message)
 
     def tell_state(self) -> None:
         """Tell all workers whether the machine is ready, if that or the link has changed."""
@@ -195,4 +221,5 @@ class Workers:
         if before is not None and before != hello.journal_id:
             self._metrics.replaced(before)
         self._journals[worker] = hello.journal_id
+        self._pids[worker] = hello.pid
         log.info("meeting a worker", worker=worker, worker_pid=hello.pid, journal_id=hello.journal_id)

@@ -21,10 +21,10 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .ostiary_pb2 import GetAIProvidersRequest, GetAIProvidersResponse, IsAuthorizedRequest, IsAuthorizedResponse, RecordAck, RecordBatch
+from .ostiary_pb2 import GetAIProvidersRequest, GetAIProvidersResponse, IsAuthorizedRequest, IsAuthorizedResponse, RecordAck, RecordBatch, ReportStatusRequest, ReportStatusResponse, Revocation, WatchAIProvidersRequest, WatchAIProvidersResponse, WatchRevocationsRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
@@ -249,6 +249,14 @@ class Authorizer(Protocol):
     async def is_authorized(self, request: IsAuthorizedRequest, ctx: RequestContext[IsAuthorizedRequest, IsAuthorizedResponse], /) -> IsAuthorizedResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    def watch_revocations(self, request: WatchRevocationsRequest, ctx: RequestContext[WatchRevocationsRequest, Revocation], /) -> AsyncIterator[Revocation]:
+        """
+        Which answers of IsAuthorized no longer hold (1.2). Starts behind `after_seq`; a beat every 10 s carries the newest
+        number and no subject. After a gap, or when `after_seq` is older than what is kept, the first message has `reset` set:
+        every cached answer must be asked for again before it is used.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
 
 class AuthorizerASGIApplication(ConnectASGIApplication[Authorizer]):
     def __init__(
@@ -273,6 +281,17 @@ class AuthorizerASGIApplication(ConnectASGIApplication[Authorizer]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.is_authorized,
+                ),
+                "/ostiary.v1.Authorizer/WatchRevocations": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="WatchRevocations",
+                        service_name="ostiary.v1.Authorizer",
+                        input=WatchRevocationsRequest,
+                        output=Revocation,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.watch_revocations,
                 ),
             },
             interceptors=interceptors,
@@ -335,12 +354,45 @@ class AuthorizerClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def watch_revocations(
+        self,
+        request: WatchRevocationsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[Revocation]:
+        """
+        Which answers of IsAuthorized no longer hold (1.2). Starts behind `after_seq`; a beat every 10 s carries the newest
+        number and no subject. After a gap, or when `after_seq` is older than what is kept, the first message has `reset` set:
+        every cached answer must be asked for again before it is used.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="WatchRevocations",
+                service_name="ostiary.v1.Authorizer",
+                input=WatchRevocationsRequest,
+                output=Revocation,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class AuthorizerSync(Protocol):
     """
     Says who a token is (1.0).
     """
     def is_authorized(self, request: IsAuthorizedRequest, ctx: RequestContext[IsAuthorizedRequest, IsAuthorizedResponse], /) -> IsAuthorizedResponse:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def watch_revocations(self, request: WatchRevocationsRequest, ctx: RequestContext[WatchRevocationsRequest, Revocation], /) -> Iterator[Revocation]:
+        """
+        Which answers of IsAuthorized no longer hold (1.2). Starts behind `after_seq`; a beat every 10 s carries the newest
+        number and no subject. After a gap, or when `after_seq` is older than what is kept, the first message has `reset` set:
+        every cached answer must be asked for again before it is used.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
 
@@ -365,6 +417,17 @@ class AuthorizerWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.is_authorized,
+                ),
+                "/ostiary.v1.Authorizer/WatchRevocations": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="WatchRevocations",
+                        service_name="ostiary.v1.Authorizer",
+                        input=WatchRevocationsRequest,
+                        output=Revocation,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.watch_revocations,
                 ),
             },
             interceptors=interceptors,
@@ -427,11 +490,43 @@ class AuthorizerClientSync(ConnectClientSync):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def watch_revocations(
+        self,
+        request: WatchRevocationsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[Revocation]:
+        """
+        Which answers of IsAuthorized no longer hold (1.2). Starts behind `after_seq`; a beat every 10 s carries the newest
+        number and no subject. After a gap, or when `after_seq` is older than what is kept, the first message has `reset` set:
+        every cached answer must be asked for again before it is used.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="WatchRevocations",
+                service_name="ostiary.v1.Authorizer",
+                input=WatchRevocationsRequest,
+                output=Revocation,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 class ProviderConfigurator(Protocol):
     """
     Tells which providers there are (1.1). Answers hold secrets in clear: never log them.
     """
     async def get_ai_providers(self, request: GetAIProvidersRequest, ctx: RequestContext[GetAIProvidersRequest, GetAIProvidersResponse], /) -> GetAIProvidersResponse:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def watch_ai_providers(self, request: WatchAIProvidersRequest, ctx: RequestContext[WatchAIProvidersRequest, WatchAIProvidersResponse], /) -> AsyncIterator[WatchAIProvidersResponse]:
+        """
+        Says when to fetch again (1.2): one CHANGED at once, one for each change (a burst may come as one), a BEAT every 10 s;
+        25 s of silence is a dead link. Carries the gateway's heartbeat.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
 
@@ -458,6 +553,17 @@ class ProviderConfiguratorASGIApplication(ConnectASGIApplication[ProviderConfigu
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.get_ai_providers,
+                ),
+                "/ostiary.v1.ProviderConfigurator/WatchAIProviders": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="WatchAIProviders",
+                        service_name="ostiary.v1.ProviderConfigurator",
+                        input=WatchAIProvidersRequest,
+                        output=WatchAIProvidersResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.watch_ai_providers,
                 ),
             },
             interceptors=interceptors,
@@ -520,12 +626,43 @@ class ProviderConfiguratorClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def watch_ai_providers(
+        self,
+        request: WatchAIProvidersRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[WatchAIProvidersResponse]:
+        """
+        Says when to fetch again (1.2): one CHANGED at once, one for each change (a burst may come as one), a BEAT every 10 s;
+        25 s of silence is a dead link. Carries the gateway's heartbeat.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="WatchAIProviders",
+                service_name="ostiary.v1.ProviderConfigurator",
+                input=WatchAIProvidersRequest,
+                output=WatchAIProvidersResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class ProviderConfiguratorSync(Protocol):
     """
     Tells which providers there are (1.1). Answers hold secrets in clear: never log them.
     """
     def get_ai_providers(self, request: GetAIProvidersRequest, ctx: RequestContext[GetAIProvidersRequest, GetAIProvidersResponse], /) -> GetAIProvidersResponse:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def watch_ai_providers(self, request: WatchAIProvidersRequest, ctx: RequestContext[WatchAIProvidersRequest, WatchAIProvidersResponse], /) -> Iterator[WatchAIProvidersResponse]:
+        """
+        Says when to fetch again (1.2): one CHANGED at once, one for each change (a burst may come as one), a BEAT every 10 s;
+        25 s of silence is a dead link. Carries the gateway's heartbeat.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
 
@@ -550,6 +687,17 @@ class ProviderConfiguratorWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.get_ai_providers,
+                ),
+                "/ostiary.v1.ProviderConfigurator/WatchAIProviders": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="WatchAIProviders",
+                        service_name="ostiary.v1.ProviderConfigurator",
+                        input=WatchAIProvidersRequest,
+                        output=WatchAIProvidersResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.watch_ai_providers,
                 ),
             },
             interceptors=interceptors,
@@ -606,6 +754,227 @@ class ProviderConfiguratorClientSync(ConnectClientSync):
                 service_name="ostiary.v1.ProviderConfigurator",
                 input=GetAIProvidersRequest,
                 output=GetAIProvidersResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def watch_ai_providers(
+        self,
+        request: WatchAIProvidersRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[WatchAIProvidersResponse]:
+        """
+        Says when to fetch again (1.2): one CHANGED at once, one for each change (a burst may come as one), a BEAT every 10 s;
+        25 s of silence is a dead link. Carries the gateway's heartbeat.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="WatchAIProviders",
+                service_name="ostiary.v1.ProviderConfigurator",
+                input=WatchAIProvidersRequest,
+                output=WatchAIProvidersResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+class Fleet(Protocol):
+    """
+    Tells the control plane how its gateways are (1.3).
+    """
+    async def report_status(self, request: ReportStatusRequest, ctx: RequestContext[ReportStatusRequest, ReportStatusResponse], /) -> ReportStatusResponse:
+        """
+        Every 10 s and on change. Holds masked hints and ids, never keys.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+
+class FleetASGIApplication(ConnectASGIApplication[Fleet]):
+    def __init__(
+        self,
+        service: Fleet | AsyncGenerator[Fleet],
+        *,
+        interceptors: Iterable[Interceptor] = (),
+        read_max_bytes: int | None = DEFAULT_READ_MAX_BYTES,
+        compressions: Iterable[Compression] | None = None,
+        codecs: Iterable[Codec] | None = _DEFAULT_CODECS,
+    ) -> None:
+        super().__init__(
+            service=service,
+            endpoints=lambda svc: {
+                "/ostiary.v1.Fleet/ReportStatus": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ReportStatus",
+                        service_name="ostiary.v1.Fleet",
+                        input=ReportStatusRequest,
+                        output=ReportStatusResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.report_status,
+                ),
+            },
+            interceptors=interceptors,
+            read_max_bytes=read_max_bytes,
+            compressions=compressions,
+            codecs=codecs,
+        )
+
+    @property
+    def path(self) -> str:
+        """Returns the URL path to mount the application to when serving multiple applications."""
+        return "/ostiary.v1.Fleet"
+
+
+class FleetClient(ConnectClient):
+    """
+    Tells the control plane how its gateways are (1.3).
+    """
+    def __init__(
+        self,
+        address: str,
+        *,
+        codec: Codec | None = _PROTO_BINARY_CODEC,
+        protocol: ProtocolType = ProtocolType.CONNECT,
+        accept_compression: Iterable[Compression] | None = None,
+        send_compression: Compression | None = _GZIP_COMPRESSION,
+        timeout_ms: int | None = None,
+        read_max_bytes: int | None = None,
+        interceptors: Iterable[Interceptor] = (),
+        http_client: Client | None = None,
+    ) -> None:
+        super().__init__(
+            address=address,
+            codec=codec,
+            protocol=protocol,
+            accept_compression=accept_compression,
+            send_compression=send_compression,
+            timeout_ms=timeout_ms,
+            read_max_bytes=read_max_bytes,
+            interceptors=interceptors,
+            http_client=http_client,
+        )
+    async def report_status(
+        self,
+        request: ReportStatusRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ReportStatusResponse:
+        """
+        Every 10 s and on change. Holds masked hints and ids, never keys.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ReportStatus",
+                service_name="ostiary.v1.Fleet",
+                input=ReportStatusRequest,
+                output=ReportStatusResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+
+class FleetSync(Protocol):
+    """
+    Tells the control plane how its gateways are (1.3).
+    """
+    def report_status(self, request: ReportStatusRequest, ctx: RequestContext[ReportStatusRequest, ReportStatusResponse], /) -> ReportStatusResponse:
+        """
+        Every 10 s and on change. Holds masked hints and ids, never keys.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+
+class FleetWSGIApplication(ConnectWSGIApplication):
+    def __init__(
+        self,
+        service: FleetSync,
+        interceptors: Iterable[InterceptorSync] = (),
+        read_max_bytes: int | None = DEFAULT_READ_MAX_BYTES,
+        compressions: Iterable[Compression] | None = None,
+        codecs: Iterable[Codec] | None = _DEFAULT_CODECS,
+    ) -> None:
+        super().__init__(
+            endpoints={
+                "/ostiary.v1.Fleet/ReportStatus": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ReportStatus",
+                        service_name="ostiary.v1.Fleet",
+                        input=ReportStatusRequest,
+                        output=ReportStatusResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.report_status,
+                ),
+            },
+            interceptors=interceptors,
+            read_max_bytes=read_max_bytes,
+            compressions=compressions,
+            codecs=codecs,
+        )
+
+    @property
+    def path(self) -> str:
+        """Returns the URL path to mount the application to when serving multiple applications."""
+        return "/ostiary.v1.Fleet"
+
+
+class FleetClientSync(ConnectClientSync):
+    """
+    Tells the control plane how its gateways are (1.3).
+    """
+    def __init__(
+        self,
+        address: str,
+        *,
+        codec: Codec | None = _PROTO_BINARY_CODEC,
+        protocol: ProtocolType = ProtocolType.CONNECT,
+        accept_compression: Iterable[Compression] | None = None,
+        send_compression: Compression | None = _GZIP_COMPRESSION,
+        timeout_ms: int | None = None,
+        read_max_bytes: int | None = None,
+        interceptors: Iterable[InterceptorSync] = (),
+        http_client: SyncClient | None = None,
+    ) -> None:
+        super().__init__(
+            address=address,
+            codec=codec,
+            protocol=protocol,
+            accept_compression=accept_compression,
+            send_compression=send_compression,
+            timeout_ms=timeout_ms,
+            read_max_bytes=read_max_bytes,
+            interceptors=interceptors,
+            http_client=http_client,
+        )
+    def report_status(
+        self,
+        request: ReportStatusRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ReportStatusResponse:
+        """
+        Every 10 s and on change. Holds masked hints and ids, never keys.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ReportStatus",
+                service_name="ostiary.v1.Fleet",
+                input=ReportStatusRequest,
+                output=ReportStatusResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

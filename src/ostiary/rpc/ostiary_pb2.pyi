@@ -48,6 +48,24 @@ class RejectedRecord(_message.Message):
     reason: str
     def __init__(self, seq: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class WatchRevocationsRequest(_message.Message):
+    __slots__ = ("after_seq",)
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    after_seq: int
+    def __init__(self, after_seq: _Optional[int] = ...) -> None: ...
+
+class Revocation(_message.Message):
+    __slots__ = ("seq", "reset", "api_key_id", "owner_id")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_ID_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    reset: bool
+    api_key_id: str
+    owner_id: str
+    def __init__(self, seq: _Optional[int] = ..., reset: _Optional[bool] = ..., api_key_id: _Optional[str] = ..., owner_id: _Optional[str] = ...) -> None: ...
+
 class IsAuthorizedRequest(_message.Message):
     __slots__ = ("token_sha256", "key_id")
     TOKEN_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +95,26 @@ class IsAuthorizedResponse(_message.Message):
     ttl: float
     seq: int
     def __init__(self, refusal: _Optional[_Union[AuthorizationRefusal, str]] = ..., owner_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., username: _Optional[str] = ..., email: _Optional[str] = ..., role: _Optional[str] = ..., expires_at: _Optional[int] = ..., ttl: _Optional[float] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class WatchAIProvidersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchAIProvidersResponse(_message.Message):
+    __slots__ = ("kind", "revision")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[WatchAIProvidersResponse.Kind]
+        KIND_CHANGED: _ClassVar[WatchAIProvidersResponse.Kind]
+        KIND_BEAT: _ClassVar[WatchAIProvidersResponse.Kind]
+    KIND_UNSPECIFIED: WatchAIProvidersResponse.Kind
+    KIND_CHANGED: WatchAIProvidersResponse.Kind
+    KIND_BEAT: WatchAIProvidersResponse.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    kind: WatchAIProvidersResponse.Kind
+    revision: int
+    def __init__(self, kind: _Optional[_Union[WatchAIProvidersResponse.Kind, str]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class GetAIProvidersRequest(_message.Message):
     __slots__ = ("known_revision",)
@@ -161,3 +199,92 @@ class AIProviderKindBedrock(_message.Message):
     external_id: str
     protocol: str
     def __init__(self, region: _Optional[str] = ..., access_key: _Optional[str] = ..., access_key_secret: _Optional[str] = ..., model: _Optional[str] = ..., small_fast_model: _Optional[str] = ..., role_arn: _Optional[str] = ..., external_id: _Optional[str] = ..., protocol: _Optional[str] = ...) -> None: ...
+
+class ReportStatusRequest(_message.Message):
+    __slots__ = ("replica_id", "hostname", "build", "mode", "revision", "workers", "keys", "breakers", "journals", "provider_errors")
+    class ProviderErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    BREAKERS_FIELD_NUMBER: _ClassVar[int]
+    JOURNALS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    hostname: str
+    build: str
+    mode: str
+    revision: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    keys: _containers.RepeatedCompositeFieldContainer[KeyStatus]
+    breakers: _containers.RepeatedCompositeFieldContainer[BreakerStatus]
+    journals: _containers.RepeatedCompositeFieldContainer[JournalStatus]
+    provider_errors: _containers.ScalarMap[str, str]
+    def __init__(self, replica_id: _Optional[str] = ..., hostname: _Optional[str] = ..., build: _Optional[str] = ..., mode: _Optional[str] = ..., revision: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyStatus, _Mapping]]] = ..., breakers: _Optional[_Iterable[_Union[BreakerStatus, _Mapping]]] = ..., journals: _Optional[_Iterable[_Union[JournalStatus, _Mapping]]] = ..., provider_errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("worker", "pid", "journal_id", "revision")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    worker: int
+    pid: int
+    journal_id: str
+    revision: int
+    def __init__(self, worker: _Optional[int] = ..., pid: _Optional[int] = ..., journal_id: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class KeyStatus(_message.Message):
+    __slots__ = ("provider", "key_id", "hint", "state", "reason", "until")
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    key_id: str
+    hint: str
+    state: str
+    reason: str
+    until: int
+    def __init__(self, provider: _Optional[str] = ..., key_id: _Optional[str] = ..., hint: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., until: _Optional[int] = ...) -> None: ...
+
+class BreakerStatus(_message.Message):
+    __slots__ = ("provider", "route", "model", "state")
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    route: str
+    model: str
+    state: str
+    def __init__(self, provider: _Optional[str] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+
+class JournalStatus(_message.Message):
+    __slots__ = ("journal_id", "appended_seq", "acked_seq", "bytes", "live")
+    JOURNAL_ID_FIELD_NUMBER: _ClassVar[int]
+    APPENDED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    ACKED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    journal_id: str
+    appended_seq: int
+    acked_seq: int
+    bytes: int
+    live: bool
+    def __init__(self, journal_id: _Optional[str] = ..., appended_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., bytes: _Optional[int] = ..., live: _Optional[bool] = ...) -> None: ...
+
+class ReportStatusResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

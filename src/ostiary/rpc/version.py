@@ -5,10 +5,12 @@ A change that old clients can ignore raises the minor, any other the major. Hist
 
 1.0  Recorder.Record, Authorizer.IsAuthorized
 1.1  ProviderConfigurator.GetAIProviders
+1.2  ProviderConfigurator.WatchAIProviders, Authorizer.WatchRevocations, IsAuthorizedResponse.seq
+1.3  Fleet.ReportStatus
 """
 
 MAJOR = 1
-MINOR = 1
+MINOR = 3
 CURRENT = f"{MAJOR}.{MINOR}"
 
 HEADER_GATEWAY_KEY = "X-Ostiary-Gateway-Key"

@@ -270,8 +270,9 @@ class Supervisor:
 
     async def _end_link(self) -> None:
         link, control = self._link, self._control
-        if link.final and not link.running:
-            return  # it has ended by a fatal error, which has been told
+        refused = link.final  # by a fatal error, which has been told: it may be ending this moment
+        if refused and not link.running:
+            return
         if link in self._respawns:
             self._respawns[link].cancel()
             self._spawn(link)  # what dead workers left has to be shipped
@@ -281,7 +282,7 @@ class Supervisor:
             link.send(Drain())
         await self._end_children([link], self._plan.link.drain_timeout + _DRAIN_MARGIN)
         where = self._plan.link.journal_dir
-        if link.records_left is None:
+        if link.records_left is None and not refused:
             self._unclean(f"the link ended without a word: what it has not shipped stays in {where} for the next start")
         elif link.records_left:
             self._unclean(f"{link.records_left} records are not shipped: they stay in {where} for the next start")

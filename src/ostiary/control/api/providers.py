@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from ostiary.control import audit
 from ostiary.control.identity import Person
 from ostiary.control.providers import (
     ProviderSummary,
@@ -25,7 +26,9 @@ from ostiary.control.providers import (
 )
 from ostiary.control.providers.changes import INVALID, NewProvider, ProviderChanges
 from ostiary.control.providers.requests import KeyEntry
-from ostiary.control.providers.views import summary
+from ostiary.control.providers.rows import read_row, stored_keys
+from ostiary.control.providers.trial import ProviderTrial, try_keys
+from ostiary.control.providers.views import find_row, summary
 from ostiary.core.secret import Secret
 
 from .deps import Control, CurrentUser, ReadConnection, RequestOrigin, require_role
@@ -150,6 +153,30 @@ async def update(
     )
     async with control.engine.begin() as conn:
         return await update_provider(conn, control.vault, id_or_name, changes, caller.actor, origin)
+
+
+@router.post("/{id_or_name}/test")
+async def test(id_or_name: str, caller: Writer, control: Control, origin: RequestOrigin) -> ProviderTrial:
+    """Call the provider once with each of its keys, also when it is disabled: which work, which do not, and why.
+
+    What is called costs nothing: the list of models, or what the provider tells of a key.
+    """
+    async with control.engine.connect() as conn:
+        row = await find_row(conn, id_or_name)
+        read = read_row(control.vault, row)
+        keys = (await stored_keys(conn, control.vault, [row["id"]]))[row["id"]]
+    try:
+        if read.problem or read.kind is None:
+            raise ValueError(read.problem)  # noqa: TRY301 - told as what only the trial finds out
+        found = await try_keys(row["name"], read.kind, row["base_url"], read.settings, keys, control.settings)
+    except ValueError as exc:
+        raise ApiError(409, "The provider cannot be called.", str(exc)) from None
+    results = [{"id": key.id, "masked": key.masked, "result": key.result} for key in found.keys]
+    async with control.engine.begin() as conn:
+        tested = audit.Resource("ai_provider", row["id"], row["name"])
+        additional = {"called": found.called, "keys": results}
+        await audit.record(conn, caller.actor, "test", tested, additional=additional, origin=origin)
+    return found
 
 
 @router.delete("/{id_or_name}", status_code=status.HTTP_204_NO_CONTENT)

@@ -1,10 +1,10 @@
 """Who a token is, or why it is refused."""
 
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, func, select
+from sqlalchemy import ColumnElement, case, false, func, join, outerjoin, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ostiary.control.audit import Actor
@@ -12,6 +12,7 @@ from ostiary.control.store.tables import tokens, users
 from ostiary.core.identity import Identity, Refusal, Role
 from ostiary.core.secret import Secret
 
+from .revocations import NEWEST
 from .tokens import token_sha256 as sha256_of
 
 
@@ -30,7 +31,10 @@ class Person:
         return Actor(self.id, self.username)
 
 
+_newest = NEWEST.subquery("newest_revocation")
+# one statement sees one moment; the number is there also when no token is
 _QUERY: Final = select(
+    _newest.c.seq,
     tokens.c.id.label("api_key_id"),
     users.c.id.label("owner_id"),
     users.c.username,
@@ -44,24 +48,35 @@ _QUERY: Final = select(
         (users.c.status != "active", Refusal.SUSPENDED.value),
         else_="",
     ).label("refusal"),
-).join_from(tokens, users, and_(users.c.id == tokens.c.user_id))
+)
 
 
 async def lookup(
     conn: AsyncConnection, *, token_sha256: bytes | None = None, key_id: str | None = None
 ) -> Identity | Refusal:
     """The identity behind a token's hash or its id; give exactly one of them. One indexed query."""
+    found, _ = await lookup_numbered(conn, token_sha256=token_sha256, key_id=key_id)
+    return found
+
+
+async def lookup_numbered(
+    conn: AsyncConnection, *, token_sha256: bytes | None = None, key_id: str | None = None
+) -> tuple[Identity | Refusal, int]:
+    """`lookup`, and the newest revocation that the answer knows of."""
     if (token_sha256 is None) == (key_id is None):
         raise ValueError("lookup takes either token_sha256 or key_id")
-    found: ColumnElement[bool]
+    matches: ColumnElement[bool]
     if token_sha256 is not None:
-        found = tokens.c.token_sha256 == token_sha256
-    elif key_id is not None and is_uuid(key_id):
-        found = tokens.c.id == key_id
+        matches = tokens.c.token_sha256 == token_sha256
     else:
-        return Refusal.UNKNOWN
-    row = (await conn.execute(_QUERY.where(found))).one_or_none()
-    if row is None:
+        matches = tokens.c.id == key_id if key_id is not None and is_uuid(key_id) else false()
+    person = join(tokens, users, users.c.id == tokens.c.user_id)
+    row = (await conn.execute(_QUERY.select_from(outerjoin(_newest, person, matches)))).one()
+    return _found(row), row.seq
+
+
+def _found(row: Any) -> Identity | Refusal:  # Any: a Row of `_QUERY`
+    if row.api_key_id is None:
         return Refusal.UNKNOWN
     if row.refusal:
         return Refusal(row.refusal)

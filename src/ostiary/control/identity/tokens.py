@@ -24,6 +24,8 @@ from ostiary.control.store.tables import tokens, users
 from ostiary.core.ids import new_id
 from ostiary.core.secret import Secret
 
+from .revocations import note_revocation
+
 if TYPE_CHECKING:
     from .lookup import Person
     from .users import User
@@ -191,6 +193,7 @@ async def revoke(conn: AsyncConnection, actor: audit.Actor, token: Token, origin
         update(tokens).where(tokens.c.id == token.id).values(revoked_at=func.now()).returning(tokens.c.revoked_at)
     )
     after = replace(token, revoked_at=now)
+    await note_revocation(conn, api_key_id=token.id)
     await audit.record(conn, actor, "revoke", resource(token), before=token, after=after, origin=origin)
 
 

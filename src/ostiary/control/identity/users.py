@@ -24,6 +24,7 @@ from ostiary.core.identity import Role
 from ostiary.core.ids import new_id
 
 from .lookup import Person, is_uuid
+from .revocations import note_revocation
 from .tokens import may_manage
 
 ROLES: Final[tuple[str, ...]] = get_args(Role)
@@ -136,6 +137,8 @@ async def update_user(
         update(users).where(users.c.id == before.id).values(updated_at=func.now(), **wanted).returning(*_COLUMNS)
     )
     after = User(**row.mappings().one())
+    if (after.role, after.status) != (before.role, before.status):
+        await note_revocation(conn, owner_id=after.id)
     await audit.record(conn, caller.actor, "update", resource(after), before=before, after=after, origin=origin)
     return after
 
@@ -147,6 +150,7 @@ async def delete_user(conn: AsyncConnection, caller: Person, id_or_name: str, or
     _check_may_change(caller, user)
     await _check_not_last_owner(conn, user)
     await conn.execute(update(users).where(users.c.id == user.id).values(deleted=True, updated_at=func.now()))
+    await note_revocation(conn, owner_id=user.id)
     await audit.record(conn, caller.actor, "delete", resource(user), before=user, origin=origin)
 
 

@@ -5,6 +5,7 @@
 `views`     a provider as the API shows it: no secret in it
 `requests`  what the API may be asked for, checked field by field (pure)
 `changes`   create, change, delete: with audit entries
+`trial`     calling a provider with each of its keys
 
 Rules
 - Changes happen one after the other, under the exclusive seed lock: a revision that is seen implies all before it.

@@ -2,9 +2,11 @@
 
 `gate`        who may call, with which version; nothing behind it sees a stranger's request
 `recorder`    Recorder.Record
-`authorizer`  Authorizer.IsAuthorized
-`providers`   ProviderConfigurator.GetAIProviders, and how a `ProviderSpec` looks on the wire
-`mount`       the three under one ASGI application
+`authorizer`  Authorizer: who a token is, and which answers no longer hold
+`providers`   ProviderConfigurator: the full set, when to fetch it again, and how a `ProviderSpec` looks on the wire
+`beats`       the rhythm of the watches
+`fleet`       Fleet.ReportStatus
+`mount`       all of them under one ASGI application
 """
 
 from .mount import RPC_PATHS, rpc_application

@@ -3,11 +3,14 @@
 Rules
 - In this order (reference A.5): no gateway key, a wrong one: `unauthenticated`; a version that does not fit:
   `failed_precondition`, naming both. No byte of the body is read before.
-- The key is compared in constant time and appears nowhere else.
+- The embedded link's key of this start is compared in constant time; every other is looked up by its hash. Neither
+  appears anywhere else.
+- When a gateway key is deleted its calls end: what has not been answered is `unauthenticated`, a stream ends with it.
 - What goes wrong behind the door is answered without its details: the database's troubles as `unavailable`, which
   gateways try again, everything else as `internal`. The log has the cause.
 """
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable
@@ -20,6 +23,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ostiary.control.database import DATABASE_ERRORS, cause, where
+from ostiary.control.gateway_keys import GatewayCalls
+from ostiary.control.gateway_keys.calls import RECHECK_SECONDS
 from ostiary.core.secret import Secret
 from ostiary.rpc.version import HEADER_API_VERSION, HEADER_BUILD, HEADER_GATEWAY_KEY, incompatibility
 
@@ -27,57 +32,137 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_HTTP_STATUS: Final = {Code.UNAUTHENTICATED: 401, Code.FAILED_PRECONDITION: 400, Code.INTERNAL: 500}
+_HTTP_STATUS: Final = {
+    Code.UNAUTHENTICATED: 401,
+    Code.FAILED_PRECONDITION: 400,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+}
+_EMBEDDED: Final = ""
+"""In place of a stored key's id."""
+_UNKNOWN_KEY: Final = "the gateway key is not valid: it was deleted, or belongs to another control plane"
+_CONNECT_STREAM: Final = "application/connect+"
 
 
 class Gate:
     """ASGI middleware in front of the RPC applications."""
 
-    def __init__(self, app: ASGIApp, gateway_key: Secret) -> None:
+    def __init__(self, app: ASGIApp, gateway_key: Secret, calls: GatewayCalls) -> None:
+        """`gateway_key`: the embedded link's; `calls` knows all others."""
         self._app = app
         self._gateway_key = gateway_key
+        self._calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        refusal = self._refusal(headers)
-        if refusal is not None:
-            code, message = refusal
+        try:
+            key_id = await self._admit(headers)
+        except _Refusal as refusal:
             client = scope.get("client") or ("", 0)
             log.warning(
                 "refusing gateway",
-                code=code.value,
-                reason=message,
+                code=refusal.code.value,
+                reason=refusal.message,
                 client=client[0],
                 build=headers.get(HEADER_BUILD, "")[:64],
             )
-            await _answer(send, code, message)
+            await _answer(send, refusal.code, refusal.message)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        answer = _Answer(send)
         try:
-            await self._app(scope, receive, watched)
+            if key_id == _EMBEDDED:
+                await self._app(scope, receive, answer.send)
+            else:
+                await self._while_valid(key_id, self._app(scope, receive, answer.send), answer)
         except Exception as exc:  # noqa: BLE001  the library's own failure must not reach the peer, nor end the server
             log.error("failing rpc by a bug", path=scope["path"], error=type(exc).__name__, at=where(exc))
-            if not started:
+            if not answer.started:
                 await _answer(send, Code.INTERNAL, "internal error; the control plane's log has more")
 
-    def _refusal(self, headers: Headers) -> tuple[Code, str] | None:
+    async def _admit(self, headers: Headers) -> str:
+        """The id of the stored key that was sent, `_EMBEDDED` for the embedded link's. Raises `_Refusal`."""
         given = headers.get(HEADER_GATEWAY_KEY, "")
         if not given:
-            return Code.UNAUTHENTICATED, f"a gateway key is needed in {HEADER_GATEWAY_KEY}"
-        expected = self._gateway_key.reveal().encode()
-        if not expected or not hmac.compare_digest(given.encode("latin-1"), expected):
-            return (
+            raise _Refusal(
                 Code.UNAUTHENTICATED,
-                "the gateway key is not valid: it was deleted, or belongs to another control plane",
+                f"a gateway key is needed in {HEADER_GATEWAY_KEY}: make one with `ostiary gateway keys create NAME`",
             )
+        expected = self._gateway_key.reveal().encode()
+        key_id: str | None = _EMBEDDED
+        if not expected or not hmac.compare_digest(given.encode("latin-1"), expected):
+            try:
+                key_id = await self._calls.identify(Secret(given))
+            except DATABASE_ERRORS as exc:
+                reason = f"the gateway key cannot be looked up: {cause(exc)}"
+                raise _Refusal(Code.UNAVAILABLE, reason) from exc
+        if key_id is None:
+            raise _Refusal(Code.UNAUTHENTICATED, _UNKNOWN_KEY)
         problem = incompatibility(headers.get(HEADER_API_VERSION, ""))
-        return (Code.FAILED_PRECONDITION, problem) if problem else None
+        if problem:
+            raise _Refusal(Code.FAILED_PRECONDITION, problem)
+        return key_id
+
+    async def _while_valid(self, key_id: str, call: Awaitable[None], answer: "_Answer") -> None:
+        """Run a call until its end or that of its key."""
+        with self._calls.running(key_id) as deleted:
+            running = asyncio.ensure_future(call)
+            try:
+                while not running.done():
+                    await asyncio.wait({running, deleted}, timeout=RECHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    if deleted.done() and not running.done():
+                        answer.take_over()
+                        break
+                    if not running.done():
+                        await self._calls.recheck(key_id)
+            finally:
+                running.cancel()
+                await asyncio.wait({running})
+            if answer.taken_over:
+                await answer.end(Code.UNAUTHENTICATED, "the gateway key was deleted")
+            elif not running.cancelled():
+                running.result()
+
+
+class _Refusal(Exception):  # noqa: N818 - an answer
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class _Answer:
+    """What has been sent of an answer, so that it can be ended in another way than it was meant to."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._streaming = False
+        self._ended = False
+        self.started = False
+        self.taken_over = False
+
+    async def send(self, message: Message) -> None:
+        if self.taken_over:
+            return
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._streaming = Headers(raw=message["headers"]).get("content-type", "").startswith(_CONNECT_STREAM)
+        elif message["type"] == "http.response.body":
+            self._ended = not message.get("more_body", False)
+        await self._send(message)
+
+    def take_over(self) -> None:
+        """What the call still sends is dropped."""
+        self.taken_over = True
+
+    async def end(self, code: Code, message: str) -> None:
+        """End it with an error. An answer that cannot hold one is cut off."""
+        if not self.started:
+            await _answer(self._send, code, message)
+        elif self._streaming and not self._ended:
+            # the last envelope of a stream: its flags, its length, JSON (Connect protocol)
+            payload = json.dumps({"error": {"code": code.value, "message": message}}).encode()
+            body = b"\x02" + len(payload).to_bytes(4, "big") + payload
+            await self._send({"type": "http.response.body", "body": body})
 
 
 async def guarded(step: str, call: Callable[[], Awaitable[T]]) -> T:

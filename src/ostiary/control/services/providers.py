@@ -4,6 +4,7 @@ The read waits for a seed in flight and then sees it: READ COMMITTED takes its s
 (design §9).
 """
 
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from connectrpc.request import RequestContext
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control import providers
+from ostiary.control.events import PROVIDERS, Events
 from ostiary.control.locks import SEED_LOCK
 from ostiary.control.vault import Vault
 from ostiary.core.providers import AnthropicSettings, BedrockSettings, OpenAISettings, ProviderSpec
@@ -22,8 +24,11 @@ from ostiary.rpc.ostiary_pb2 import (
     AIProviderKindOpenAI,
     GetAIProvidersRequest,
     GetAIProvidersResponse,
+    WatchAIProvidersRequest,
+    WatchAIProvidersResponse,
 )
 
+from .beats import beating
 from .gate import guarded
 
 LOCK_TIMEOUT: Final = "10s"
@@ -31,23 +36,46 @@ LOCK_TIMEOUT: Final = "10s"
 
 
 class ProviderConfiguratorService:
-    def __init__(self, engine: AsyncEngine, vault: Vault) -> None:
+    def __init__(self, engine: AsyncEngine, vault: Vault, events: Events) -> None:
         self._engine = engine
         self._vault = vault
+        self._events = events
 
     async def get_ai_providers(
         self, request: GetAIProvidersRequest, _ctx: RequestContext[GetAIProvidersRequest, GetAIProvidersResponse]
     ) -> GetAIProvidersResponse:
-        revision, specs = await guarded("get providers", self._read)
-        if revision and revision == request.known_revision:
-            return GetAIProvidersResponse(revision=revision, unchanged=True)
+        found = await guarded("get providers", lambda: self._read(request.known_revision))
+        if found is None:
+            return GetAIProvidersResponse(revision=request.known_revision, unchanged=True)
+        revision, specs = found
         return GetAIProvidersResponse(revision=revision, providers=[to_wire(spec) for spec in specs])
 
-    async def _read(self) -> tuple[int, list[ProviderSpec]]:
+    async def watch_ai_providers(
+        self, _request: WatchAIProvidersRequest, _ctx: RequestContext[WatchAIProvidersRequest, WatchAIProvidersResponse]
+    ) -> AsyncGenerator[WatchAIProvidersResponse]:
+        with self._events.subscribe(PROVIDERS) as changes:
+            revision = await guarded("watch providers", self._revision)
+            yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_CHANGED, revision=revision)
+            async for woken in beating(changes):
+                newest = self._events.number(PROVIDERS)
+                if not woken:
+                    yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_BEAT, revision=revision)
+                elif newest is not None and newest != revision:
+                    revision = newest
+                    yield WatchAIProvidersResponse(kind=WatchAIProvidersResponse.KIND_CHANGED, revision=revision)
+
+    async def _revision(self) -> int:
+        async with self._engine.connect() as connection:
+            return await providers.current_revision(connection)
+
+    async def _read(self, known_revision: int) -> tuple[int, list[ProviderSpec]] | None:
+        """None when what the caller holds is current: then nothing is decrypted."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=True)
             await connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": LOCK_TIMEOUT})
             await connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": SEED_LOCK})
+            if known_revision and await providers.current_revision(connection) == known_revision:
+                return None
             return await providers.read_all(connection, self._vault)
 
 

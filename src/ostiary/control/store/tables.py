@@ -73,6 +73,17 @@ tokens = Table(
     Index("tokens_user", "user_id"),
 )
 
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    _uuid("api_key_id", nullable=True),
+    _uuid("owner_id", nullable=True),
+    _time("at", default_now=True),
+    CheckConstraint("num_nonnulls(api_key_id, owner_id) = 1", name="revocations_subject"),
+)
+"""Who must be asked for again; `control.identity.revocations` numbers them in the order of their commits."""
+
 audit_log = Table(
     "audit_log",
     metadata,
@@ -90,6 +101,22 @@ audit_log = Table(
     Column("source_ip", Text, nullable=False, server_default=""),
     Column("request_id", Text, nullable=False, server_default=""),
     Index("audit_log_at", "at"),
+)
+
+# --- gateways
+
+ai_gateway_keys = Table(
+    "ai_gateway_keys",
+    metadata,
+    _uuid("id", primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("key_prefix", Text, nullable=False),
+    Column("key_sha256", LargeBinary, nullable=False),
+    _time("created_at", default_now=True),
+    _time("last_heartbeat_at", nullable=True),
+    UniqueConstraint("name", name="ai_gateway_keys_name"),
+    UniqueConstraint("key_prefix", name="ai_gateway_keys_prefix"),
+    UniqueConstraint("key_sha256", name="ai_gateway_keys_sha256"),
 )
 
 # --- providers
@@ -167,6 +194,22 @@ ingest_rejected = Table(
     Column("reason", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     _time("at", default_now=True),
+)
+
+# --- gateways
+
+replicas = Table(
+    "replicas",
+    metadata,
+    _uuid("replica_id", primary_key=True),  # of a machine's data directory
+    Column("hostname", Text, nullable=False),
+    Column("mode", Text, nullable=False),  # embedded | standalone
+    Column("build", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("status", JSONB, nullable=False),  # workers, keys, breakers, journals, provider_errors
+    _time("first_seen", default_now=True),
+    _time("last_seen", default_now=True),
+    Index("replicas_last_seen", "last_seen"),
 )
 
 # --- what is recorded

@@ -1,0 +1,88 @@
+"""What gateways told of themselves, as they told it last.
+
+Rules
+- A replica that has not been heard of for `STALE_SECONDS` is shown as stale; it may be down or cut off. After `KEPT` it
+  is forgotten, and of more than `MAX_REPLICAS` the ones heard of last are kept.
+- The database's clock decides: control planes may differ.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from sqlalchemy import case, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .tables import provider_revisions, replicas
+
+STALE_SECONDS: Final = 30
+"""Three reports that did not come."""
+KEPT: Final = "1 day"
+MAX_REPLICAS: Final = 1000
+
+r = replicas.c
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A gateway as it described itself last; `state` is `stale` when its reports have stopped coming."""
+
+    replica_id: str
+    state: Literal["live", "stale"]
+    hostname: str
+    mode: str
+    build: str
+    revision: int
+    """Of the providers that its link holds; that of each worker stands with the worker."""
+    workers: list[dict[str, Any]]
+    keys: list[dict[str, Any]]
+    breakers: list[dict[str, Any]]
+    journals: list[dict[str, Any]]
+    provider_errors: dict[str, str]
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPage:
+    count: int
+    revision: int
+    """The newest one, which every live replica should serve."""
+    replicas: list[Replica]
+
+
+_PRUNE: Final = text(
+    # what another report prunes at the same moment is left to it
+    """
+    DELETE FROM replicas WHERE replica_id IN (
+        SELECT replica_id FROM replicas
+        WHERE last_seen < now() - CAST(:kept AS text)::interval
+           OR replica_id NOT IN (SELECT replica_id FROM replicas ORDER BY last_seen DESC, replica_id LIMIT :most)
+        FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+
+
+async def store_replica(connection: AsyncConnection, replica_id: str, **columns: Any) -> None:
+    """Keep what a replica says of itself in place of what it said before, and forget those long gone."""
+    statement = insert(replicas).values(replica_id=replica_id, **columns)
+    changed = {name: statement.excluded[name] for name in columns} | {"last_seen": func.now()}
+    await connection.execute(statement.on_conflict_do_update(index_elements=[r.replica_id], set_=changed))
+    await connection.execute(_PRUNE, {"kept": KEPT, "most": MAX_REPLICAS})
+
+
+async def list_replicas(connection: AsyncConnection) -> ReplicaPage:
+    """All replicas, live ones first, by host name."""
+    state = case((r.last_seen < func.now() - text(f"interval '{STALE_SECONDS} seconds'"), "stale"), else_="live")
+    query = select(replicas, state.label("state")).order_by("state", r.hostname, r.replica_id).limit(MAX_REPLICAS)
+    rows = (await connection.execute(query)).mappings().all()
+    newest = await connection.scalar(select(func.coalesce(func.max(provider_revisions.c.revision), 0)))
+    return ReplicaPage(len(rows), newest or 0, [_shape(dict(row)) for row in rows])
+
+
+def _shape(row: dict[str, Any]) -> Replica:
+    status = row.pop("status")
+    parts = {name: status.get(name, []) for name in ("workers", "keys", "breakers", "journals")}
+    return Replica(**row, **parts, provider_errors=status.get("provider_errors", {}))

@@ -1,0 +1,123 @@
+"""Tells the control plane how this machine is: every `STATUS_INTERVAL` seconds, and soon after a change.
+
+Rules
+- It is a courtesy: a report that fails is tried with the next one, and judges nothing about the link.
+- A machine is known by a UUID in its data directory, made on the first start.
+- Ids and numbers only: what is served and shipped, no key and no content.
+"""
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from ostiary import __version__
+from ostiary.core.messages import Snapshot
+from ostiary.rpc.ostiary_pb2 import JournalStatus, ReportStatusRequest, WorkerStatus
+
+from .client import ControlClient, ControlFailure
+from .connection import Connection
+from .shipper import Shipper
+from .workers import Workers, WorkerState
+
+log = structlog.get_logger(__name__)
+
+STATUS_INTERVAL = 10.0
+LOOK_INTERVAL = 0.5
+"""Seconds between two looks whether something has changed."""
+REPLICA_FILE = "replica-id"
+
+_State = tuple[int, tuple[WorkerState, ...], tuple[tuple[str, str], ...]]
+
+
+class StatusReports:
+    """`run` it."""
+
+    def __init__(
+        self,
+        client: ControlClient,
+        connection: Connection,
+        workers: Workers,
+        shipper: Shipper,
+        *,
+        data_dir: Path,
+        mode: Literal["embedded", "standalone"],
+        served: Callable[[], Snapshot | None],
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._workers = workers
+        self._shipper = shipper
+        self._data_dir = data_dir
+        self._mode = mode
+        self._served = served
+        self._told: str | None = None
+
+    async def run(self) -> None:
+        """Never returns."""
+        replica = await asyncio.to_thread(replica_id, self._data_dir)
+        reported: _State | None = None
+        due = 0.0
+        while True:
+            state = self._state()
+            if self._connection.up and (state != reported or time.monotonic() >= due):
+                await self._report(replica, state)
+                reported, due = state, time.monotonic() + STATUS_INTERVAL
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    def _state(self) -> _State:
+        snapshot = self._served()
+        errors = tuple(sorted(self._workers.provider_errors().items()))
+        return (snapshot.revision if snapshot is not None else 0), tuple(self._workers.states()), errors
+
+    async def _report(self, replica: str, state: _State) -> None:
+        revision, workers, errors = state
+        status = ReportStatusRequest(
+            replica_id=replica,
+            hostname=socket.gethostname(),
+            build=__version__,
+            mode=self._mode,
+            revision=revision,
+            workers=[WorkerStatus(**worker._asdict()) for worker in workers],
+            journals=[JournalStatus(**journal._asdict()) for journal in await self._shipper.states()],
+            provider_errors=dict(errors),
+        )
+        try:
+            await self._client.report_status(status)
+        except ControlFailure as failure:
+            if failure.code.value != self._told:
+                log.info("failing to report this gateway's status", reason=str(failure))
+            self._told = failure.code.value
+        else:
+            self._told = None
+
+
+def replica_id(data_dir: Path) -> str:
+    """The UUID of this data directory; made when it has none. Where it cannot be kept it is of this process only."""
+    path = data_dir / REPLICA_FILE
+    try:
+        return str(uuid.UUID(path.read_text(encoding="ascii").strip()))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("replacing the unreadable id of this gateway", path=str(path), reason=type(error).__name__)
+    made = str(uuid.uuid4())
+    try:
+        new = path.with_name(f"{REPLICA_FILE}.{made}")
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(f"{made}\n")
+            new.replace(path)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("failing to keep the id of this gateway", path=str(path), reason=error.strerror)
+    return made

@@ -1,0 +1,78 @@
+"""Changes at the server, as replicas elsewhere see them: within a second, and nobody else fails."""
+
+import time
+from collections.abc import Callable
+
+import httpx
+
+from tests.support.fake_provider import FakeProvider
+from tests.support.gateway import Gateway, Load, StartGateway, ask, new_key
+from tests.support.server import Server, StartServer, eventually
+
+SOON = 1.0
+
+
+def in_every_replica(gateways: list[Gateway], check: Callable[[Gateway], bool], what: str) -> None:
+    """Within a second from now."""
+    for gateway in gateways:
+        eventually(lambda gateway=gateway: check(gateway), within=SOON, every=0.01, what=f"{what} at {gateway.url}")
+
+
+def test_provider_changes_and_revocations_reach_every_replica_under_load(
+    start_server: StartServer, own_fake: FakeProvider, start_gateway: StartGateway
+) -> None:
+    server = start_server(own_fake, "--workers", "1")
+    key = new_key(server)["key"]
+    gateways = [start_gateway(server.url, key) for _ in range(2)]
+    token = server.new_token("rita")
+
+    def answer(gateway: Gateway) -> int:
+        return ask(gateway.url, token, "/second/v1/chat/completions").status_code
+
+    def change(method: str, path: str, body: object = None) -> None:
+        response = server.owner.request(method, f"/api/v2/ai/providers{path}", json=body)
+        assert response.is_success, response.text
+
+    with (
+        Load(gateways[0], server.new_token("lena"), threads=1) as one,
+        Load(gateways[1], server.new_token("lars"), threads=1) as two,
+    ):
+        one.wait_for_more(5)
+        two.wait_for_more(5)
+        second = {
+            "type": "openai",
+            "name": "second",
+            "base_url": f"{own_fake.url}/v1",
+            "api_keys": ["sk-second-0123456789"],
+        }
+        change("POST", "", second)
+        in_every_replica(gateways, lambda gateway: answer(gateway) == 200, "the new provider")
+        change("PATCH", "/second", {"base_url": "http://127.0.0.1:9/v1"})
+        in_every_replica(gateways, lambda gateway: answer(gateway) == 502, "its new address")
+        change("PATCH", "/second", {"enabled": False})
+        in_every_replica(gateways, lambda gateway: answer(gateway) == 503, "that it is disabled")
+        change("DELETE", "/second")
+        in_every_replica(gateways, lambda gateway: answer(gateway) == 404, "that it is gone")
+        (mine,) = [row for row in server.get("/api/v2/tokens", user="rita") if row["revoked_at"] is None]
+        assert server.owner.delete(f"/api/v2/tokens/{mine['id']}").status_code == 204
+        revoked_at = time.monotonic()
+        in_every_replica(gateways, lambda gateway: ask(gateway.url, token).status_code == 401, "the revocation")
+        assert time.monotonic() - revoked_at < 2 * SOON
+        one.wait_for_more(5)
+        two.wait_for_more(5)
+    assert one.failures + two.failures == []
+    for gateway in gateways:
+        assert gateway.stop() == 0
+
+
+def test_replicas_of_one_key_end_together_and_those_of_another_stay(
+    server: Server, start_gateway: StartGateway
+) -> None:
+    shared, other = new_key(server, "shared"), new_key(server, "stays")
+    pair = [start_gateway(server.url, shared["key"]) for _ in range(2)]
+    lone = start_gateway(server.url, other["key"])
+    assert server.owner.delete(f"/api/v2/ai-gateway/keys/{shared['id']}").status_code == 204
+    for gateway in pair:
+        assert gateway.ended(within=10) != 0
+    assert httpx.get(f"{lone.url}/readyz").status_code == 200
+    assert lone.stop() == 0
