@@ -13,6 +13,7 @@
 `journal_files`   one journal's directory, whatever the disk did to it
 `workers`         the workers' sockets, readiness of the machine
 `channel`         one worker's socket
+`status`          what the machine tells of itself
 `metrics_sum`     the counters of all workers as those of one machine
 `metrics_page`    `GET /metrics`
 

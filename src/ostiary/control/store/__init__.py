@@ -6,4 +6,6 @@
 `shapes`         what reading gives
 `interceptions`  single requests; `sessions`  what belongs together, as threads
 `facets`         models and clients there are; `journals`  how far each is stored
+`replicas`       what gateways told of themselves
+`rpc_role`       the role under which gateways are answered
 """
