@@ -48,7 +48,9 @@ class Desk:
         self.told: list[Revoked] = []
         self.fetched: list[int] = []
         self.failures = 0
-        self.asker = Authorizations(client.is_authorized, self.memory, lambda: True, lambda _reached: None)
+        loaded = asyncio.Event()
+        loaded.set()
+        self.asker = Authorizations(client.is_authorized, self.memory, lambda: True, lambda _reached: None, loaded)
         self.providers = ProviderWatch(client, self.fetched.append, self._failed)
         self.revocations = RevocationWatch(client, self.memory, self.told.append, self._failed)
 
