@@ -48,7 +48,7 @@ from ostiary.wire.observer import Observer, StreamObserver
 
 from . import decide
 from .authorizations import Answer
-from .heads import client_head, upstream_head, without_credentials
+from .heads import client_head, server_timing, upstream_head, without_credentials
 from .journal import JournalError
 from .recording import Ending, end_record, error_type_of, error_type_of_failure, start_record, without_content
 from .refusals import Refusal, error_body, refusal_head, shape_of
