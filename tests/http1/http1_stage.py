@@ -11,6 +11,7 @@ from typing import Any
 
 import uvloop
 
+from ostiary.core.secret import Secret
 from ostiary.http1.errors import HeadError, UpstreamError
 from ostiary.http1.head import RequestHead, ResponseHead
 from ostiary.http1.origin import Origin
@@ -278,7 +279,7 @@ class Limits:
     connect_timeout = 5.0
     idle_timeout = 30.0
     keepalive_pool = 4
-    https_proxy = ""
+    https_proxy = Secret("")
     no_proxy = ""
 
 

@@ -27,7 +27,7 @@ class DatabaseDoor:
 
     def __init__(self, url: Secret) -> None:
         parts = urlsplit(url.reveal())
-        self._dsn = url.reveal().replace("+asyncpg", "", 1)
+        self.dsn = url.reveal().replace("+asyncpg", "", 1)
         self._socket = parse_qs(parts.query)["host"][0] + "/.s.PGSQL.5432"
         self._port = free_port()
         credentials = parts.netloc.rpartition("@")[0]
@@ -71,7 +71,7 @@ class DatabaseDoor:
         """Rows of the database behind it, whatever the door does."""
 
         async def ask() -> list[Any]:
-            connection = await asyncpg.connect(self._dsn)
+            connection = await asyncpg.connect(self.dsn)
             try:
                 return list(await connection.fetch(query, *arguments))
             finally:

@@ -86,7 +86,7 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
         drain_timeout=settings.drain_timeout,
         max_retries=settings.max_retries,
         ca_file=str(settings.ca_file or ""),
-        https_proxy=settings.https_proxy.reveal(),
+        https_proxy=settings.https_proxy,
         no_proxy=settings.no_proxy,
         egress_allow=settings.egress_allow,
         keepalive_pool=settings.keepalive_pool,

@@ -18,6 +18,9 @@ RouteKind = Literal["bridged", "metered", "passthrough"]
 MAX_ERROR_MESSAGE = 1024
 """Bytes of `error_message` that are kept (reference D.5)."""
 
+MAX_TOKENS = 10**12
+"""Of one kind in one record: more is no count of tokens."""
+
 
 class Prompt(Struct, frozen=True, omit_defaults=True):
     """The last user prompt of a request."""

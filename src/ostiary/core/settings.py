@@ -59,7 +59,8 @@ class GatewaySettings(Struct, frozen=True):
     max_retries: int = 1
     ca_file: str = ""
     """CA bundle for upstreams in place of the system's."""
-    https_proxy: str = ""
+    https_proxy: Secret = Secret("")
+    """Its URL may hold a password."""
     no_proxy: str = ""
     egress_allow: tuple[str, ...] = ()
     """Addresses or networks that are refused by default (link-local, cloud metadata) and allowed here."""

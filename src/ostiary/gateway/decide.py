@@ -27,6 +27,9 @@ class Presented(Struct, frozen=True):
     token: bytes
     byok: bool
 
+    def __repr__(self) -> str:
+        return f"Presented(***, byok={self.byok})"
+
 
 def credential_of(fields: dict[bytes, bytes]) -> Presented | None:
     """`X-Ostiary-Token` (or its alias), whose presence means BYOK, then `Authorization: Bearer`, then `X-Api-Key`."""

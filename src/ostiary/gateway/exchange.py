@@ -48,7 +48,7 @@ from ostiary.wire.observer import Observer, StreamObserver
 
 from . import decide
 from .authorizations import Answer
-from .heads import client_head, server_timing, upstream_head
+from .heads import client_head, server_timing, upstream_head, without_credentials
 from .journal import JournalError
 from .recording import Ending, end_record, error_type_of, error_type_of_failure, start_record, without_content
 from .refusals import Refusal, error_body, refusal_head, shape_of
@@ -580,7 +580,7 @@ class Exchange:
         if ending.error_type is None:
             ending.error_type = classify(wire_format, ending.status, error)
         if not ending.error_message:
-            ending.error_message = error.message or error.type
+            ending.error_message = without_credentials(error.message or error.type, self._upstream_head)
 
     def _append_end(self, record: InterceptionEnd) -> None:
         journal = self._worker.journal

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from ostiary.core.secret import mask
 from ostiary.http1.fields import (
     CREDENTIALS,
     REQUEST_DROPPED,
@@ -20,6 +21,8 @@ _DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
 _RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
 _LENGTH_FIELDS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _CODING: Final = frozenset((b"content-encoding",))
+_SHORTEST_SECRET: Final = 8
+"""Characters; what is shorter in a credential is the name of its scheme."""
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
@@ -62,6 +65,17 @@ def upstream_head(
             b"Content-Length: %d\r\n\r\n" % body_length if has_body else b"\r\n",
         )
     )
+
+
+def without_credentials(text: str, sent: bytes) -> str:
+    """What a provider said, without the credentials of the head it was sent: some quote the key that they refuse."""
+    for line in sent.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() in CREDENTIALS:
+            for part in value.decode("latin-1").split():
+                if len(part) >= _SHORTEST_SECRET:
+                    text = text.replace(part, mask(part))
+    return text
 
 
 def client_head(

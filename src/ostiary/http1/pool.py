@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
+from ostiary.core.secret import Secret
+
 from .errors import Failure, UpstreamError
 from .origin import IPNetwork, Origin, bypasses_proxy, is_refused
 from .upstream import UpstreamConnection
@@ -37,7 +39,7 @@ class PoolLimits(Protocol):
     @property
     def keepalive_pool(self) -> int: ...
     @property
-    def https_proxy(self) -> str: ...
+    def https_proxy(self) -> Secret: ...
     @property
     def no_proxy(self) -> str: ...
 
@@ -140,12 +142,12 @@ class Pool:
             )
         return usable
 
-    async def _open_through(self, proxy: str, origin: Origin) -> UpstreamConnection:
+    async def _open_through(self, proxy: Secret, origin: Origin) -> UpstreamConnection:
         """A TLS connection through an HTTP proxy's CONNECT (RFC 9110 §9.3.6)."""
         with contextlib.suppress(socket.gaierror):  # a name: the proxy resolves it
             await self._resolve(origin, socket.AI_NUMERICHOST)
         loop = asyncio.get_running_loop()
-        parts = urllib.parse.urlsplit(proxy)
+        parts = urllib.parse.urlsplit(proxy.reveal())
         port = parts.port or (443 if parts.scheme == "https" else 80)
         tunnel = _Tunnel(loop.create_future())
         try:

@@ -13,11 +13,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from ostiary.core.records import MAX_TOKENS
+
 from .facts import Usage
 from .lenient import object_members, text_of
-
-MAX_TOKENS: Final = 2**53
-"""More than this is not a count of tokens."""
 
 _Object = Mapping[str, Any]  # JSON of any shape
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ostiary.core.records import MAX_ERROR_MESSAGE, InterceptionEnd, InterceptionStart, ToolUsage
+from ostiary.core.records import MAX_ERROR_MESSAGE, MAX_TOKENS, InterceptionEnd, InterceptionStart, ToolUsage
 
 INDEXED_MAX: Final = 512
 """Characters of an indexed text that are kept; four bytes each they stay below the 2,704 of a B-tree entry."""
@@ -23,7 +23,6 @@ Row = tuple[Any, ...]  # Any: one column each
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TIME: Final = int((datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds()) * 1_000_000
-_MAX_TOKENS: Final = 10**12
 _MAX_INT: Final = 2**31 - 1
 _MAX_BIGINT: Final = 2**63 - 1
 _NUL_ESCAPE: Final = "\\u0000"
@@ -178,10 +177,10 @@ class EndRows:
                 record.id,
                 check_id(usage.id, "token_usages.id"),
                 clean(usage.provider_response_id),
-                _number(usage.input_tokens, _MAX_TOKENS, "input_tokens"),
-                _number(usage.output_tokens, _MAX_TOKENS, "output_tokens"),
-                _number(usage.cache_read_input_tokens, _MAX_TOKENS, "cache_read_input_tokens"),
-                _number(usage.cache_write_input_tokens, _MAX_TOKENS, "cache_write_input_tokens"),
+                _number(usage.input_tokens, MAX_TOKENS, "input_tokens"),
+                _number(usage.output_tokens, MAX_TOKENS, "output_tokens"),
+                _number(usage.cache_read_input_tokens, MAX_TOKENS, "cache_read_input_tokens"),
+                _number(usage.cache_write_input_tokens, MAX_TOKENS, "cache_write_input_tokens"),
                 to_json(usage.metadata) if usage.metadata else None,
                 clean(usage.raw) or None,
                 moment(usage.created_at, "token_usages.created_at"),

@@ -175,7 +175,7 @@ class _Caller:
         self._call = call
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self._deadline = time.monotonic() + TRIAL_SECONDS
-        limits = _Limits(https_proxy=settings.https_proxy.reveal(), no_proxy=settings.no_proxy)
+        limits = _Limits(https_proxy=settings.https_proxy, no_proxy=settings.no_proxy)
         self._pool = Pool(limits, tls, tick=1.0, egress_allow=parse_networks(settings.egress_allow))
 
     async def with_key(self, key: StoredKey) -> KeyTrial:
@@ -207,7 +207,7 @@ class _Caller:
 class _Limits(msgspec.Struct, frozen=True):
     """`http1.pool.PoolLimits`; the time of a call is bounded by whoever makes it."""
 
-    https_proxy: str
+    https_proxy: Secret
     no_proxy: str
     connect_timeout: float = _CONNECT_SECONDS
     head_timeout: float = CALL_SECONDS
