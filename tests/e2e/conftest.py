@@ -103,13 +103,18 @@ class RawUpstream:
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
-    @contextmanager
-    def request(self) -> Iterator["RawRequest"]:
-        """The next request, on a connection of its own that ends afterwards."""
+    def accept(self) -> "RawRequest":
+        """The first request of the next connection."""
         connection, _ = self._listener.accept()
         connection.settimeout(20)
-        with connection:
-            yield RawRequest(connection)
+        return RawRequest(connection)
+
+    @contextmanager
+    def request(self) -> Iterator["RawRequest"]:
+        """The same; the connection ends afterwards."""
+        request = self.accept()
+        with request.connection:
+            yield request
 
     def close(self) -> None:
         self._listener.close()

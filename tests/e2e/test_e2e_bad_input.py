@@ -334,6 +334,18 @@ def test_malformed_or_ambiguous_http_is_refused_and_closed(server: Server, fake:
     assert answer.json()["message"]
 
 
+def test_what_was_good_before_the_malformed_request_is_answered(person: Person, fake: FakeProvider) -> None:
+    body = CHAT.body()
+    with person.connect() as connection:
+        headers = {**person.bearer, "Content-Length": str(len(body)), "X-Fake-Mark": "good-before-bad"}
+        good = connection.head("POST", DATA_PLANE + CHAT.path(), headers) + body
+        connection.send(good + MALFORMED["both framings"][1] + good)
+        assert connection.answer().status == 200
+        assert connection.answer().status == 400
+        assert connection.at_end()
+    assert len(fake.entries("good-before-bad")) == 1
+
+
 @pytest.mark.parametrize(
     "chunks",
     [

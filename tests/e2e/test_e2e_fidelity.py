@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import zlib
 from typing import Any
 
 import pytest
@@ -211,6 +212,12 @@ def test_usage_is_asked_for_within_the_options_that_are_there(
 # --- bring your own key
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_scheme_of_a_token_may_be_spelt_anyhow(person: Person, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme}  {person.token} ", "X-Api-Key": "ost_another"}
+    assert ask(person.server.port, "POST", DATA_PLANE + CHAT.path(), headers, CHAT.body()).status == 200
+
+
 @pytest.mark.parametrize("field", ["X-Ostiary-Token", "X-Coder-AI-Governance-Token"])
 @pytest.mark.parametrize(
     ("api", "own"),
@@ -238,6 +245,18 @@ def test_ones_own_key_goes_up_untouched_and_the_token_does_not(
     record = guest.server.interception(answer.interception_id)
     assert record["initiator"]["username"] == guest.username
     assert (record["credential_kind"], record["credential_hint"]) == ("byok", "sk-m...6789")
+
+
+def test_ones_own_key_goes_up_on_passthrough_too(guest: Person, upstream: RawUpstream) -> None:
+    headers = {"X-Ostiary-Token": guest.token, "Authorization": "Bearer sk-own-0123456789"}
+    with guest.connect() as connection:
+        connection.request("GET", f"{DATA_PLANE}/raw/v1/models", headers)
+        with upstream.request() as request:
+            request.answer()
+        assert connection.answer().status == 200
+    assert request.header("authorization") == "Bearer sk-own-0123456789"
+    assert request.header("content-length") is None
+    assert guest.token.encode() not in request.raw
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -380,6 +399,54 @@ def test_what_speaks_of_the_upstreams_connection_or_origin_is_not_relayed(guest:
     assert set(fields) == {"X-Kept", "Server", "Content-Length", "x-ostiary-interception-id"}
     own = {"X-Ostiary-Token": guest.token, "Authorization": "Bearer sk-own-0123456789"}
     assert relayed(guest, upstream, head, own)["Set-Cookie"] == "__cf_bm=secret"
+
+
+def test_ids_of_ours_are_not_taken_from_an_upstream(guest: Person, upstream: RawUpstream) -> None:
+    """It may be another Ostiary: the client asks this one for its record."""
+    head = "X-Ostiary-Interception-Id: theirs\r\nX-Ostiary-Request-Id: theirs\r\n"
+    fields = relayed(guest, upstream, head, guest.bearer)
+    assert guest.server.interception(fields["x-ostiary-interception-id"])["provider_name"] == "raw"
+    assert "theirs" not in fields.values()
+
+
+def test_chunks_their_extensions_and_trailers_come_as_they_are(guest: Person, upstream: RawUpstream) -> None:
+    wire = b'00A;name="a;b"\r\n{"a": [1,2\r\n3\r\n]}\n\r\n000\r\nX-Checksum: 9\r\nServer-Timing: a\r\n\r\n'
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        with upstream.request() as request:
+            request.send(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + wire
+            )
+            answer = connection.answer()
+    assert (answer.wire, answer.body, answer.complete) == (wire, b'{"a": [1,2]}\n', True)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("how", ["chunks", "length", "close", "gzip"])
+def test_events_are_passed_on_as_they_come(guest: Person, upstream: RawUpstream, api: Api, how: str) -> None:
+    """The client has each event before the next one is sent; of chat streams the usage is withheld meanwhile."""
+    packer = zlib.compressobj(wbits=31)
+    plain = [b'data: {"choices":[{"index":0}],"n":%d}\n\n' % number for number in range(4)]
+    events = [packer.compress(e) + packer.flush(zlib.Z_SYNC_FLUSH) for e in plain] if how == "gzip" else plain
+    framing = {
+        "length": f"Content-Length: {sum(map(len, events))}\r\n",
+        "close": "Connection: close\r\n",
+    }.get(how, "Transfer-Encoding: chunked\r\n")
+    coding = "Content-Encoding: gzip\r\n" if how == "gzip" else ""
+    path = DATA_PLANE + api.path("raw-claude" if api is MESSAGES else "raw")
+    with guest.connect() as connection:
+        connection.request("POST", path, guest.bearer | {"Accept-Encoding": "gzip"}, api.body(stream=True))
+        with upstream.request() as request:
+            request.send(f"HTTP/1.1 200 OK\r\nContent-Type: {STREAM}\r\n{framing}{coding}\r\n".encode())
+            seen = b""
+            while b"\r\n\r\n" not in seen:
+                seen += connection.read_some()  # the head comes without waiting for an event
+            for event in events:
+                request.send(event if how in ("length", "close") else b"%x\r\n%b\r\n" % (len(event), event))
+                while event not in seen:
+                    more = connection.read_some()
+                    assert more
+                    seen += more
 
 
 def test_the_stages_are_told_on_demand(person: Person) -> None:

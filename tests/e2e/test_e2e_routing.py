@@ -6,7 +6,7 @@ import pytest
 from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Person, RawUpstream, error_of, refused
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import RawConnection, ask
-from tests.support.server import Server
+from tests.support.server import Server, eventually
 
 # --- providers and routes
 
@@ -145,6 +145,26 @@ def test_path_and_query_reach_the_provider_joined_to_its_own(guest: Person, upst
                 assert request.header("host") == f"127.0.0.1:{upstream.port}"
                 request.answer()
             assert connection.answer().status == 200
+
+
+def test_providers_come_and_go_while_streams_run(server: Server, person: Person, fake: FakeProvider) -> None:
+    provider = {"type": "openai", "name": "late", "base_url": f"{fake.url}/v1", "api_keys": ["sk-late-0123456789-late"]}
+    assert person.call(CHAT.path("late"), CHAT.body()).status == 404
+    assert server.owner.post("/api/v2/ai/providers", json=provider).status_code == 201
+    path, body = CHAT.path("late"), CHAT.body()
+    eventually(lambda: person.call(path, body).status == 200, what="the provider is served")
+    with person.connect() as connection:
+        slow = CHAT.body("a stream that goes on " * 4, stream=True, model="fake:hang=mid-body")
+        connection.request("POST", DATA_PLANE + path, person.bearer, slow)
+        assert connection.read_some().startswith(b"HTTP/1.1 200")
+        assert server.owner.patch("/api/v2/ai/providers/late", json={"enabled": False}).status_code == 200
+        eventually(lambda: {person.call(path, body).status for _ in range(4)} == {503}, what="it is disabled")
+        connection.socket.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            while connection.read_some():
+                pass  # what runs is not cut
+    assert server.owner.delete("/api/v2/ai/providers/late").status_code == 204
+    eventually(lambda: {person.call(path, body).status for _ in range(4)} == {404}, what="it is gone")
 
 
 # --- passthrough

@@ -11,7 +11,18 @@ import anthropic
 import openai
 import pytest
 
-from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Person, RawUpstream, error_of
+from tests.e2e.conftest import (
+    APIS,
+    CHAT,
+    DATA_PLANE,
+    MESSAGES,
+    RESPONSES,
+    Api,
+    Person,
+    RawRequest,
+    RawUpstream,
+    error_of,
+)
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import Answer, RawConnection, ask
 from tests.support.server import Server, eventually
@@ -109,6 +120,47 @@ def test_an_upstream_that_closes_before_its_head_is_complete(guest: Person, api:
     assert answer.status == 502
     assert "closed the connection before the response head" in error_of(answer, api)["message"]
     failed(guest.server.interception(answer.interception_id), 502, "server_error")
+
+
+def pooled(guest: Person, upstream: RawUpstream) -> socket.socket:
+    """An idle connection that the worker will take for its next request."""
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        request = upstream.accept()
+        request.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        assert connection.answer().status == 200
+    return request.connection
+
+
+def test_a_pooled_connection_that_closes_in_the_moment_of_use_is_replaced(guest: Person, upstream: RawUpstream) -> None:
+    body = CHAT.body("x" * 100_000)
+    with pooled(guest, upstream) as idle, guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, body)
+        first = RawRequest(idle)
+        idle.close()
+        with upstream.request() as second:
+            assert second.raw == first.raw
+            second.answer()
+        answer = connection.answer()
+    assert answer.status == 200
+    record = guest.server.interception(answer.interception_id)
+    assert record["outcome"] == "completed"
+    attempts = record["trace"]["attempts"]
+    assert [attempt.get("reused_connection", False) for attempt in attempts] == [True, False]
+    assert [attempt.get("status", 0) for attempt in attempts] == [0, 200]
+
+
+def test_a_request_that_may_have_been_heard_is_not_sent_again(guest: Person, upstream: RawUpstream) -> None:
+    with pooled(guest, upstream) as idle, guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
+        RawRequest(idle)
+        idle.sendall(b"HTTP/1.1 2")
+        idle.close()
+        answer = connection.answer()
+    assert answer.status == 502
+    record = guest.server.interception(answer.interception_id)
+    failed(record, 502, "server_error")
+    assert len(record["trace"]["attempts"]) == 1
 
 
 NOT_HTTP = {

@@ -144,10 +144,10 @@ class RawConnection:
             if not line.endswith(b"\r\n"):
                 return b"".join(wire), b"".join(body), False
             size = int(line.partition(b";")[0], 16)
+            while not size and wire[-1] not in (b"\r\n", b""):  # trailers, and the empty line that ends them
+                wire.append(self._until(b"\r\n"))
             if not size:
-                end = self._until(b"\r\n")
-                wire.append(end)
-                return b"".join(wire), b"".join(body), end == b"\r\n"
+                return b"".join(wire), b"".join(body), wire[-1] == b"\r\n"
             data = self._exactly(size + 2)
             wire.append(data)
             body.append(data[:size])

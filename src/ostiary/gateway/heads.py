@@ -18,7 +18,10 @@ from .providers import RuntimeKey
 
 _DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding"}
 _DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
-_RESPONSE_CENTRALIZED: Final = RESPONSE_DROPPED | {b"set-cookie"}
+_OWN_IDS: Final = frozenset((b"x-ostiary-interception-id", b"x-ostiary-request-id"))
+"""An upstream may be an Ostiary too: the client is told of its record here, not of the one there."""
+_RESPONSE_BYOK: Final = RESPONSE_DROPPED | _OWN_IDS
+_RESPONSE_CENTRALIZED: Final = _RESPONSE_BYOK | {b"set-cookie"}
 _LENGTH_FIELDS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _CODING: Final = frozenset((b"content-encoding",))
 _SHORTEST_SECRET: Final = 8
@@ -82,7 +85,7 @@ def client_head(
     head: ResponseHead, id_line: bytes, *, byok: bool, rechunked: bool, keeps_client: bool, timing: bytes
 ) -> bytes:
     """The head of the answer to the client. `rechunked`: its body goes out in chunks of ours; `timing` may be empty."""
-    dropped = RESPONSE_DROPPED if byok else _RESPONSE_CENTRALIZED
+    dropped = _RESPONSE_BYOK if byok else _RESPONSE_CENTRALIZED
     if rechunked:
         dropped |= _LENGTH_FIELDS
     lines = kept_response_lines(head, dropped)
