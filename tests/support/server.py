@@ -24,6 +24,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fake_provider import FakeProvider, fake_provider
+from tests.support.postgres import copy_made_cluster
 
 OSTIARY = [sys.executable, "-m", "ostiary"]
 OWNER_TOKEN = "bootstrap-token-of-the-tests-0123456789"
@@ -93,6 +94,8 @@ class Server:
             *("--data-dir", str(self.data_dir)),
             *self._arguments,
         ]
+        if not self.data_dir.exists() and "OSTIARY_DATABASE_URL" not in self._variables:
+            copy_made_cluster(self.data_dir)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
