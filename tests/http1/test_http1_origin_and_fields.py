@@ -1,7 +1,7 @@
 """Where upstreams may be, and what of a head is sent on."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ostiary.http1.errors import HeadError
@@ -159,6 +159,7 @@ def test_what_is_sent_on_cannot_be_more_lines_than_were_read(
     fields: list[tuple[bytes, bytes]], is_request: bool
 ) -> None:
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
+    assume(b"\r\n\r\n" not in b"\r\n" + lines)  # there the head ends
     try:
         if is_request:
             head = parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from http1_peers import (
+    PoolLimits,
     asked,
     authority,
     connected,
@@ -24,6 +25,7 @@ from http1_stage import Answer, perform, turns
 
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.origin import Origin
+from ostiary.http1.pool import Pool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -129,6 +131,24 @@ def test_an_idle_connection_that_speaks_leaves_the_pool() -> None:
             assert made.idle_count == 1
             speak.set()
             await until(lambda: made.idle_count == 0)
+
+    perform(play)
+
+
+@pytest.mark.parametrize("over", ["tcp", "tls"])
+def test_a_connection_that_has_begun_to_close_is_not_taken(over: str) -> None:
+    async def play() -> None:
+        async with upstream(saying(OK), server_tls() if over == "tls" else None) as origin, pool() as made:
+            for begins in ("speaks", "is closed", "is aborted"):
+                connection = await connected(made, origin)
+                made.release(connection)
+                if begins == "speaks":
+                    connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+                elif begins == "is closed":
+                    connection.transport.close()
+                else:
+                    connection.transport.abort()
+                assert made.take(origin) is None
 
     perform(play)
 
@@ -462,14 +482,42 @@ def test_a_cancelled_connect_calls_nobody_and_leaves_nothing() -> None:
     perform(play)
 
 
-def test_the_second_address_is_tried_where_the_first_refuses() -> None:
+def test_a_pool_that_closes_gives_up_connecting() -> None:
     async def play() -> None:
-        infos = await asyncio.get_running_loop().getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
-        addresses = {info[4][0] for info in infos}
-        for host in sorted(map(str, addresses)):
-            async with upstream(saying(OK), host=host) as origin, pool() as made:
-                answer = await asked(made, Origin(False, "localhost", origin.port))
+        told: list[object] = []
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with pool() as made:
+                task = made.connect(Origin(True, "127.0.0.1", silent.getsockname()[1]), told.append, told.append)
+                await turns(20)
+                made.close()
+                await asyncio.wait({task})
+                assert not told
+
+    perform(play)
+
+
+class TwoAddresses(Pool):
+    """As if the name resolved to a second loopback address, and then to the first."""
+
+    async def _resolve(self, origin: Origin, flags: int = 0) -> list[str]:
+        return ["127.0.0.2", "127.0.0.1"]
+
+
+def test_a_dead_address_does_not_keep_from_the_next() -> None:
+    async def play() -> None:
+        async with upstream(saying(OK), server_tls("api.test")) as target:
+            origin = Origin(True, "api.test", target.port)
+            made = TwoAddresses(PoolLimits(connect_timeout=0.4), trusting_tls(), tick=1.0)
+            refused = await connected(made, origin)
+            with socket.create_server(("127.0.0.2", target.port)):  # takes connections and says nothing
+                hung = await connected(made, origin)
+            for connection in (refused, hung):
+                answer = Answer()
+                answer.ask(connection)
+                await until(lambda answer=answer: answer.ends)
                 assert answer.ends == ["done"]
+                connection.abort()
+            await until(lambda: not made._live)
 
     perform(play)
 

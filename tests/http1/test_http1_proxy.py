@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from http1_peers import GONE, asked, connected, pool, saying, server_tls, until, upstream
+from http1_peers import GONE, asked, connected, pool, saying, server_tls, upstream
 from http1_stage import perform, turns
 
 from ostiary.http1.errors import Failure, UpstreamError
@@ -168,12 +168,20 @@ def test_a_proxy_over_tls() -> None:
 def test_a_cancelled_connect_through_a_proxy_leaves_nothing() -> None:
     async def play() -> None:
         told: list[object] = []
-        async with proxied() as (proxy, address, origin), pool(https_proxy=f"http://127.0.0.1:{address.port}") as made:
-            task = made.connect(origin, told.append, told.append)
-            await until(lambda: proxy.asked)
+        heard = asyncio.Event()
+        left = asyncio.Event()
+
+        async def patient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            heard.set()
+            assert await reader.read() == b""
+            left.set()
+
+        async with upstream(patient) as address, pool(https_proxy=f"http://127.0.0.1:{address.port}") as made:
+            task = made.connect(Origin(True, "api.test", 443), told.append, told.append)
+            await heard.wait()
             task.cancel()
-            await asyncio.wait({task})
-            await turns(50)
+            await left.wait()
             assert not told
             assert not made._live
 
