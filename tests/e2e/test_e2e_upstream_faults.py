@@ -4,6 +4,8 @@ import re
 import socket
 import struct
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -555,3 +557,55 @@ def test_a_client_that_stops_reading_fills_no_memory_and_is_given_up(guest: Pers
     record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
     assert (record["outcome"], record["status_code"]) == ("client_closed", 200)
     assert record["trace"]["notes"] == ["the client stopped reading"]
+
+
+# --- all of it at once
+
+CROWD = [
+    ("fake-cut", "stay"),
+    ("fake-reset", "stay"),
+    ("fake-cut-head", "stay"),
+    ("fake-error", "stay"),
+    ("fake-429", "stay"),
+    ("fake:pace=20", "stay"),
+    ("fake:pace=50", "leave"),
+    ("fake-hang-body", "leave"),
+    ("fake-hang", "leave"),
+    ("fake-hang-body", "stay"),
+    ("fake-hang", "stay"),
+]
+
+
+def one_of_a_crowd(person: Person, number: int) -> str:
+    """What became of one call: cut, ended, or left by its client."""
+    api = (CHAT, RESPONSES, MESSAGES)[number % 3]
+    model, conduct = CROWD[number % len(CROWD)]
+    with person.connect() as connection:
+        body = api.body(f"crowd member {number} " * 9, stream=True, model=model)
+        connection.request("POST", DATA_PLANE + api.path(), person.bearer, body)
+        if conduct == "leave":
+            if model != "fake-hang":
+                connection.read_some()
+            return "left"
+        return "ended" if connection.answer().complete else "cut"
+
+
+def test_nothing_is_left_of_a_crowd(guest: Person, fake: FakeProvider) -> None:
+    size = 6 * len(CROWD)
+    with ThreadPoolExecutor(24) as pool:
+        ends = Counter(pool.map(partial(one_of_a_crowd, guest), range(size)))
+    assert ends == {"left": 18, "cut": 18, "ended": 30}
+
+    def recorded() -> list[dict[str, Any]]:
+        mine = [
+            record
+            for record in guest.server.interceptions()
+            if any(told["prompt"].startswith("crowd member") for told in record["user_prompts"])
+        ]
+        return mine if len(mine) == size and all(record["ended_at"] for record in mine) else []
+
+    outcomes = Counter(record["outcome"] for record in eventually(recorded, what="all are recorded"))
+    assert outcomes == {"client_closed": 18, "completed": 6, "upstream_error": 42}
+    eventually(lambda: guest.server.metric("ostiary_interceptions_inflight") == 0)
+    eventually(lambda: guest.server.metric("ostiary_client_connections") <= 1, what="connections are closed")
+    eventually(lambda: fake.requests(limit=0)["open"] == 0, what="no upstream is left running")
