@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from http1_peers import (
@@ -246,21 +246,30 @@ def test_answers_of_an_upstream_that_then_closes(over: str, says: bytes, ends: s
 
 
 @contextmanager
-def tls_server_without_an_alert(says: bytes) -> Iterator[int]:
-    """A TLS upstream that closes the TCP connection only: what an attacker in between can do, too."""
+def closing_tls_server(says: bytes, *, alert: bool) -> Iterator[tuple[int, threading.Event]]:
+    """A TLS upstream that answers and closes without waiting; (its port, when it has).
+
+    Without TLS's own closing alert it is what an attacker in between can do, too.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    closed = threading.Event()
 
     def serve() -> None:
         plain, _ = listener.accept()
         secured = server_tls().wrap_socket(plain, server_side=True)
         secured.recv(65536)
         secured.sendall(says)
+        if alert:
+            secured.setblocking(False)
+            with suppress(ssl.SSLWantReadError):
+                secured.unwrap()
         secured.close()
+        closed.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield listener.getsockname()[1]
+        yield listener.getsockname()[1], closed
     finally:
         thread.join()
         listener.close()
@@ -268,12 +277,34 @@ def tls_server_without_an_alert(says: bytes) -> Iterator[int]:
 
 def test_a_tls_stream_cut_by_a_third_party_is_no_complete_answer() -> None:
     async def play() -> None:
-        with tls_server_without_an_alert(b"HTTP/1.1 200 OK\r\n\r\nhalf of it") as port:
+        with closing_tls_server(b"HTTP/1.1 200 OK\r\n\r\nhalf of it", alert=False) as (port, _):
             async with pool() as made:
                 answer = await asked(made, Origin(True, "127.0.0.1", port))
                 assert bytes(answer.out) == b"<head>half of it"
                 assert answer.error is not None
                 assert answer.error.failure is Failure.CUT
+
+    perform(play)
+
+
+@pytest.mark.parametrize("alert", [True, False])
+def test_the_end_of_an_answer_over_tls_is_not_lost_to_a_slow_client(alert: bool) -> None:
+    async def play() -> None:
+        body = b"x" * 200_000
+        says = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 200000\r\n\r\n" + body
+        with closing_tls_server(says, alert=alert) as (port, closed):
+            async with pool() as made:
+                answer = Answer(on_data=lambda a: a.upstream.pause_reading())
+                answer.ask(await connected(made, Origin(True, "127.0.0.1", port)))
+                await until(lambda: answer.out)
+                await asyncio.to_thread(closed.wait)
+                await turns(100)
+                while not answer.ends:
+                    assert answer.upstream is not None
+                    answer.upstream.resume_reading()
+                    await turns(3)
+                assert answer.ends == ["done"]
+                assert bytes(answer.out) == b"<head>" + body
 
     perform(play)
 

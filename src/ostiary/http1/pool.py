@@ -15,7 +15,7 @@ import ssl
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from ostiary.core.secret import Secret
 
@@ -107,27 +107,44 @@ class Pool:
         if proxy and origin.secure and not bypasses_proxy(origin.host, origin.port, self._limits.no_proxy):
             return await self._open_through(proxy, origin)
         usable = await self._resolve(origin)
-        tls = self._tls if origin.secure else None
         share = self._limits.connect_timeout / len(usable)
         failure: OSError | None = None
         for address in usable:
             try:
                 async with asyncio.timeout(share):
-                    _, protocol = await asyncio.get_running_loop().create_connection(
-                        lambda: UpstreamConnection(self, origin),
-                        address,
-                        origin.port,
-                        ssl=tls,
-                        server_hostname=origin.host if tls is not None else None,
-                    )
+                    return await self._open_at(address, origin)
             except ssl.SSLError:
                 raise
             except OSError as exc:
                 failure = exc
-            else:
-                return self._adopt(protocol)
         assert failure is not None
         raise failure
+
+    async def _open_at(self, address: str, origin: Origin) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        if origin.secure:
+            tcp, before_tls = await loop.create_connection(_BeforeTLS, address, origin.port)
+            if before_tls.spoke:
+                tcp.abort()
+                raise UpstreamError(Failure.CONNECT, f"{origin.authority} does not speak TLS")
+            return await self._secure(tcp, origin)
+        connection = UpstreamConnection(self, origin)
+        await loop.create_connection(lambda: connection, address, origin.port)
+        return self._adopt(connection)
+
+    async def _secure(self, tcp: asyncio.Transport, origin: Origin) -> UpstreamConnection:
+        """TLS over a connection that was made without: so what stands below it can be paused, see `tls_started`."""
+        connection = UpstreamConnection(self, origin)
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                tcp, connection, self._tls, server_hostname=origin.host
+            )
+            assert secured is not None
+            connection.tls_started(secured, tcp)
+            return self._adopt(connection)
+        except BaseException:
+            tcp.abort()
+            raise
 
     async def _resolve(self, origin: Origin, flags: int = 0) -> list[str]:
         """The addresses that may be connected to. Raises `OSError`, or `UpstreamError` where there are only others."""
@@ -165,17 +182,12 @@ class Pool:
                 request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
             transport.write(request.encode() + b"\r\n")
             await tunnel.answered
-            connection = UpstreamConnection(self, origin)
-            secured = await loop.start_tls(transport, connection, self._tls, server_hostname=origin.host)
-            assert secured is not None
-            connection.connection_made(secured)
         except BaseException:
             transport.abort()
             raise
-        return self._adopt(connection)
+        return await self._secure(transport, origin)
 
-    def _adopt(self, protocol: asyncio.BaseProtocol) -> UpstreamConnection:
-        connection = cast("UpstreamConnection", protocol)
+    def _adopt(self, connection: UpstreamConnection) -> UpstreamConnection:
         if not connection.usable:  # its end has been told already, to nobody
             raise UpstreamError(Failure.CONNECT, f"{connection.origin.authority} closed the connection at once")
         self._live.add(connection)
@@ -216,6 +228,15 @@ class Pool:
         for idle in tuple(self._idle.values()):
             for connection in tuple(idle):
                 connection.close()
+
+
+class _BeforeTLS(asyncio.Protocol):
+    """Until the handshake begins the upstream has nothing to say."""
+
+    spoke = False
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 - the transport's signature
+        self.spoke = True
 
 
 class _Tunnel(asyncio.Protocol):

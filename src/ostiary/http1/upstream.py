@@ -82,6 +82,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_shown",
         "_sink",
         "_state",
+        "_tcp",
         "_to_head_request",
         "_tracker",
         "_verbatim",
@@ -190,18 +191,27 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._paused and self._state != _CLOSED:
             self._paused = True
             self.quiet = 0
-            self.transport.pause_reading()
+            self._tcp.pause_reading()
 
     def resume_reading(self) -> None:
         if self._paused and self._state != _CLOSED:
             self._paused = False
             self.quiet = 0
-            self.transport.resume_reading()
+            self._tcp.resume_reading()
 
     # --- from the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
+        self.transport = self._tcp = cast("asyncio.Transport", transport)
+
+    def tls_started(self, transport: asyncio.Transport, tcp: asyncio.Transport) -> None:
+        """In place of `connection_made`: `transport` is TLS over `tcp`, and `tcp` is what is paused.
+
+        uvloop's TLS goes on reading from `tcp` while it is paused itself, and when it sees the end there, it closes and drops
+        what it has not passed on: a slow client would lose the end of an answer.
+        """
+        self.transport = transport
+        self._tcp = tcp
 
     def data_received(self, data: bytes) -> None:
         self.quiet = 0
