@@ -31,7 +31,7 @@ from ostiary.http1.fields import (
     RESPONSE_DROPPED,
     kept_response_lines,
 )
-from ostiary.http1.head import LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
+from ostiary.http1.head import CHUNKED, LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import COMPACT_BYTES, UpstreamConnection
 from ostiary.wire.content_coding import (
@@ -99,6 +99,7 @@ class Exchange:
     _identity: Identity
     _inflight: list[float] | None = None
     _misplaced: frozenset[bytes] = frozenset()
+    _no_memory: bool = False
     _notes: tuple[str, ...] = ()
     _observer: Observer | None = None
     _usage_filter: UsageChunkFilter | None = None
@@ -188,17 +189,20 @@ class Exchange:
         self._admission = admission
         self._stages["identify"] = perf_counter_ns()
         self._state = _BODY
-        self._connection.collect(worker.settings.body_max_bytes)
+        self._connection.collect(worker.settings.body_max_bytes, self._reserve if head.framing == CHUNKED else None)
 
     # --- body
 
+    def _reserve(self, size: int) -> bool:
+        """Memory for the next part of a body in chunks, whose length nobody has told."""
+        if self._worker.reserve_body(size):
+            self._body_size += size
+            return True
+        self._no_memory = True
+        return False
+
     def request_body(self, body: bytes) -> None:
         self._stages["body"] = perf_counter_ns()
-        if len(body) != self._body_size:
-            if not self._worker.reserve_body(len(body) - self._body_size):
-                self._refuse(_BODY_MEMORY)
-                return
-            self._body_size = len(body)
         self._body = body
         self._state = _CHECK
         if self._admission.route.format is None:
@@ -209,6 +213,9 @@ class Exchange:
             self._check()
 
     def request_body_too_large(self) -> None:
+        if self._no_memory:
+            self._refuse(_BODY_MEMORY)
+            return
         limit = self._worker.settings.body_max_bytes
         self._refuse(Refusal(413, "body_too_large", f"The request body is larger than {limit // 1024**2} MiB."))
 
