@@ -175,7 +175,7 @@ def upstream() -> Iterator[RawUpstream]:
 
 @pytest.fixture(scope="session")
 def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]:
-    """One worker with short time-outs, and providers that do not work.
+    """One worker with short time-outs and little memory for bodies, and providers that do not work.
 
     Beside `openai` and `anthropic` it has `raw` and `raw-claude` (the test's own), `dead` and `dead-claude` (nobody
     listens), `metadata` (of a cloud), `leave` (openai-compat: streams are not edited), `off` (disabled), `copilot` (cannot be
@@ -198,6 +198,7 @@ def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]
         variables |= {f"{of}TYPE": kind, f"{of}NAME": name, f"{of}BASE_URL": url, f"{of}KEY": PROVIDER_KEY}
     for setting in ("HEAD_TIMEOUT", "IDLE_TIMEOUT", "CLIENT_HEAD_TIMEOUT", "CLIENT_BODY_TIMEOUT"):
         variables[f"OSTIARY_{setting}"] = "2s"  # a busy machine may well stall for one
+    variables["OSTIARY_BODY_MEMORY_MAX"] = "64MiB"
     with open_directory() as directory:
         running = Server(directory, fake, "--workers", "1", **variables).start()
         added: list[dict[str, Any]] = [

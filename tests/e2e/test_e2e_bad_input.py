@@ -1,5 +1,6 @@
 """What nobody should send, sent: it is refused in words that help, counted, and never reaches a provider."""
 
+import contextlib
 import gzip
 import json
 import socket
@@ -169,6 +170,33 @@ def test_chunks_that_grow_too_large(person: Person, fake: FakeProvider) -> None:
         answer = connection.answer()
         assert connection.at_end()
     assert answer.status == 413
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_bodies_beyond_the_memory_for_them_have_to_wait(guest: Person, fake: FakeProvider, framing: str) -> None:
+    """There is room for two of this size. What is held for a client that leaves is free again."""
+    size = 30 * MIB
+    chunk = b"%x\r\n%b\r\n" % (MIB, b" " * MIB)
+    extra = {"Content-Length": str(size)} if framing == "length" else {"Transfer-Encoding": "chunked"}
+    start = [b" "] if framing == "length" else [chunk] * 29
+
+    def begin() -> RawConnection:
+        connection = guest.connect()
+        connection.send(connection.head("POST", DATA_PLANE + CHAT.path(), {**guest.bearer, **extra}))
+        with contextlib.suppress(ConnectionError):
+            for piece in start:
+                connection.send(piece)
+        return connection
+
+    with begin() as first, begin() as second:
+        with refused(guest.server, fake, "body_memory"), begin() as third:
+            answer = third.answer()
+            assert (answer.status, answer.header("retry-after")) == (503, "1")
+            assert "memory" in error_of(answer, CHAT)["message"]
+        for connection in (first, second):
+            connection.socket.close()
+    body = CHAT.body()
+    eventually(lambda: guest.call(CHAT.path(), body + b" " * (size - len(body))).status == 200)
 
 
 def test_a_small_body_that_swells_beyond_the_limit(person: Person, fake: FakeProvider) -> None:
