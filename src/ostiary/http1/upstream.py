@@ -44,7 +44,7 @@ Sink = Callable[[bytes], object]
 
 
 class _ChunkTracker:
-    """What llhttp calls back for a chunked answer."""
+    """What llhttp calls back for a chunked answer. It does not know its parser: the two would be garbage in a circle."""
 
     __slots__ = ("complete", "messages", "on_body")
 
@@ -106,7 +106,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._segment = b""
         self._heard = False
         self._ended = False
-        self._feed: Callable[[bytes], object] | None = None
+        self._feed: Sink | None = None
         self._tracker: _ChunkTracker | None = None
         self._sink: Sink = _nowhere
         self._write: Sink = _nowhere
@@ -217,8 +217,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.quiet = 0
         state = self._state
         if state == _RELAY:
-            if self._feed is not None:
-                self._take_chunks(data)
+            feed = self._feed
+            if feed is not None:
+                self._take_chunks(feed, data)
             else:
                 self._take_counted(data)
         elif state == _AWAIT_HEAD:
@@ -303,7 +304,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _take_body(self, data: bytes) -> None:
         if self._feed is not None:
-            self._take_chunks(data)
+            self._take_chunks(self._feed, data)
         else:
             self._take_counted(data)
 
@@ -332,10 +333,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self._shown = 0
                 self._compact()
 
-    def _take_chunks(self, data: bytes) -> None:
-        feed = self._feed
+    def _take_chunks(self, feed: Sink, data: bytes) -> None:
         tracker = self._tracker
-        assert feed is not None
         assert tracker is not None
         try:
             feed(data)
