@@ -36,11 +36,12 @@ def modes_below(directory: Path) -> dict[str, int]:
 
 
 def test_all_files_of_a_server_are_closed_to_others_whatever_its_umask(
-    start_server: StartServer, own_fake: FakeProvider
+    start_first: StartServer, own_fake: FakeProvider
 ) -> None:
     with open_umask():
         # without a token of ours, so that one is made and written
-        server = start_server(own_fake, "--workers", "2", OSTIARY_BOOTSTRAP_TOKEN="")
+        server = start_first(own_fake, "--workers", "2", OSTIARY_BOOTSTRAP_TOKEN="")
+    server.wait_ready()
     token = (server.data_dir / "owner-token").read_text().strip()
     with Load(server.url, token, concurrency=4, total=8, kinds=(BLOCKING,)) as load:
         assert not [call for call in load.wait() if not call.good], load.summary()

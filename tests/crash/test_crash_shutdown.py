@@ -1,6 +1,7 @@
 """SIGTERM under load: streams finish, nothing new is taken, everything is shipped; or it is said what is not."""
 
 import errno
+import os
 import signal
 import socket
 from collections import Counter
@@ -12,7 +13,7 @@ from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import BLOCKING, CHAT, MESSAGES, Load
 from tests.support.reconcile import frames_on_disk, metric, reconcile
-from tests.support.server import OWNER_TOKEN, Server, StartServer, eventually
+from tests.support.server import OWNER_TOKEN, Server, StartServer, alive, eventually
 
 ENDLESS = "pace=100 events=10000"
 
@@ -109,3 +110,26 @@ def test_what_does_not_finish_is_cut_and_recorded_as_interrupted(
     assert {row["status_code"] for row in door.fetch("SELECT status_code FROM interceptions")} == {200}
     eventually(lambda: own_fake.requests()["aborted"] == 20, what="the provider is told")
     assert not journals_on_disk(server)
+
+
+def test_a_control_plane_that_hangs_does_not_hold_up_a_stop_that_is_asked_for_twice(
+    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor
+) -> None:
+    server = start_server(own_fake, "--workers", "1", **door.variables)
+    (control,) = server.children("control")
+    with Load(server.url, OWNER_TOKEN, concurrency=4, total=8, kinds=(BLOCKING,)) as load:
+        load.wait()
+        eventually(lambda: metric(server, "ostiary_link_records_pending") == 0)
+        os.kill(control, signal.SIGSTOP)
+    with Load(server.url, OWNER_TOKEN, concurrency=4, total=8, kinds=(BLOCKING,), prefix="late") as late:
+        late.wait()
+    assert not load.failures() + late.failures(), late.summary()
+    signal_stop(server)
+    eventually(lambda: "shipping what is left" in server.tail(), what=server.tail())
+    signal_stop(server)
+    assert end_of(server) == 1
+    assert "16 records are not shipped" in server.tail(), server.tail()
+    assert not alive(control)
+    server.start()
+    result = reconcile(server, own_fake, load.calls + late.calls)
+    assert result.outcomes == {"completed": 16}

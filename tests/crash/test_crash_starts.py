@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.chaos import chaos
+from tests.support.chaos import chaos, kill_everything
 from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
-from tests.support.load import BLOCKING
+from tests.support.load import BLOCKING, Load
 from tests.support.server import OWNER_TOKEN, Server, StartServer, alive, descendants, eventually
 
 
@@ -154,3 +154,29 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_the_next_start_serves_th
     assert not processes_of(server)
     server.start()
     assert server.interception(made)["outcome"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("pg/data.new", marks=chaos),
+        pytest.param("journal", marks=chaos),
+        "migrating database",
+        pytest.param("vault.key", marks=chaos),
+        pytest.param("seeding provider", marks=chaos),
+    ],
+)
+def test_kill_9_in_the_middle_of_the_first_start_leaves_nothing_that_the_next_one_trips_over(
+    start_first: StartServer, own_fake: FakeProvider, moment: str
+) -> None:
+    server = start_first(own_fake, "--workers", "1")
+    eventually(lambda: (server.data_dir / moment).exists() or moment in server.tail(), every=0.001, within=30)
+    kill_everything(server)
+    eventually(lambda: not processes_of(server), what="nothing of it is left")
+    server.log.unlink()
+    server.start()
+    with Load(server.url, OWNER_TOKEN, concurrency=1, total=2, kinds=(BLOCKING,)) as load:
+        assert not [call for call in load.wait() if not call.good], load.summary()
+    assert [user["username"] for user in server.get("/api/v2/users")] == ["admin"]
+    assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()

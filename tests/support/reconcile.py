@@ -65,6 +65,7 @@ def reconcile(server: Server, fake: FakeProvider, calls: list[Call], *, within: 
             assert by_mark[call.mark]["outcome"] == "interrupted", by_mark[call.mark]
             late.append(call.mark)
     _check_journals(rows, journals)
+    assert "Traceback" not in server.log.read_text(), "an unexpected error, see the log"
     return Reconciled(by_mark, journals, late)
 
 
