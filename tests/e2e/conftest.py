@@ -53,6 +53,11 @@ class Api(NamedTuple):
     more: dict[str, Any]
     prompt_as: str = "messages"
 
+    @property
+    def raw(self) -> str:
+        """The provider of the strict server behind which a test itself sits."""
+        return "raw-claude" if self.shape == "anthropic" else "raw"
+
     def path(self, provider: str = "") -> str:
         return f"/{provider or self.provider}{self.route}"
 
@@ -64,6 +69,13 @@ class Api(NamedTuple):
 CHAT = Api("openai", "/v1/chat/completions", "openai", {})
 RESPONSES = Api("openai", "/v1/responses", "openai", {}, "input")
 MESSAGES = Api("anthropic", "/v1/messages", "anthropic", {"max_tokens": 1024})
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+MESSAGE_START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_seen","type":"message","role":"assistant",'
+    b'"model":"claude-seen","content":[],"usage":{"input_tokens":21,"output_tokens":2,"cache_read_input_tokens":5}}}\n\n'
+)
+"""How an upstream of a test's own begins a stream of Messages."""
+
 APIS = [pytest.param(api, id=api.route.rpartition("/")[2]) for api in (CHAT, RESPONSES, MESSAGES)]
 
 
@@ -78,6 +90,17 @@ def error_of(answer: Answer, api: Api) -> dict[str, Any]:
         assert set(body["error"]) == {"message", "type", "param", "code"}
     error: dict[str, Any] = body["error"]
     return error
+
+
+def linked(server: Server, interception_id: str) -> dict[str, Any]:
+    """A record that answers a tool call, once it has its parent: another worker's record may arrive after it."""
+
+    def found() -> dict[str, Any] | None:
+        record = server.interception(interception_id)
+        return record if record["thread_parent_id"] else None
+
+    record: dict[str, Any] = eventually(found, what=f"the parent of {interception_id}")
+    return record
 
 
 @contextmanager

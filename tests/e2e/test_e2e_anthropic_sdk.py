@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import anthropic
 import pytest
 
-from tests.e2e.conftest import DATA_PLANE, Person
+from tests.e2e.conftest import DATA_PLANE, Person, linked
 from tests.support.fake_provider import FakeProvider
 from tests.support.server import PROVIDER_KEY, Server
 
@@ -178,7 +178,7 @@ def test_a_tool_result_links_to_the_call_that_asked_for_it(blocking: AnthropicSD
     answering = blocking.create(model="claude-sonnet-5-5", messages=history, tools=[TOOL])
 
     first = server.interception(asking.interception_id)
-    record = server.interception(answering.interception_id)
+    record = linked(server, answering.interception_id)
     assert record["correlating_tool_call_id"] == call.id
     assert record["user_prompts"] == []
     assert record["thread_parent_id"] == first["id"]

@@ -36,7 +36,7 @@ def nothing_rejected(server: Server) -> Iterator[None]:
 
 
 def answered(person: Person, upstream: RawUpstream, api: Api, body: bytes, answer: bytes, kind: str) -> Answer:
-    name = "raw-claude" if api is MESSAGES else "raw"
+    name = api.raw
     with person.connect() as connection:
         connection.request("POST", DATA_PLANE + api.path(name), person.bearer, body)
         with upstream.request() as request:
@@ -144,7 +144,7 @@ def test_an_answer_of_any_text_is_recorded(
 
 @pytest.mark.parametrize("api", APIS)
 def test_an_error_of_any_text_is_recorded(guest: Person, upstream: RawUpstream, api: Api) -> None:
-    name = "raw-claude" if api is MESSAGES else "raw"
+    name = api.raw
     for what, nasty in NASTY.items():
         kind = "x" if what == "much" else nasty
         body = f'{{"type":"error","error":{{"type":"{kind}","message":"{nasty}","code":"{kind}"}}}}'.encode()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
-from tests.e2e.conftest import DATA_PLANE, Person
+from tests.e2e.conftest import DATA_PLANE, Person, linked
 from tests.support.fake_provider import FakeProvider
 from tests.support.server import PROVIDER_KEY, Server, eventually
 
@@ -196,7 +196,7 @@ def test_a_tool_result_links_to_the_call_that_asked_for_it(blocking: OpenAISDK, 
     assert answering.result.choices[0].message.content == "read it"
 
     first = server.interception(asking.interception_id)
-    record = server.interception(answering.interception_id)
+    record = linked(server, answering.interception_id)
     assert record["correlating_tool_call_id"] == call_id
     assert record["user_prompts"] == []
     assert record["thread_parent_id"] == record["thread_root_id"] == first["id"]

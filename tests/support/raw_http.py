@@ -8,6 +8,7 @@ Its framing is its own, written for these tests alone: what Ostiary's engine for
 """
 
 import json
+import re
 import socket
 from collections.abc import Mapping
 from types import TracebackType
@@ -153,6 +154,13 @@ class RawConnection:
             body.append(data[:size])
             if len(data) < size + 2:
                 return b"".join(wire), b"".join(body), False
+
+
+def header_in(data: bytes, name: str) -> str:
+    """The value of a field in a head that is read by hand."""
+    found = re.search(rb"(?i)\r\n" + name.encode() + rb": ([^\r]+)", data)
+    assert found, data
+    return found[1].decode()
 
 
 def ask(
