@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -162,6 +163,7 @@ def processes(server: Server, hunt: Hunt) -> None:
         hunt.look("command line", str(pid), Path(f"/proc/{pid}/cmdline").read_bytes())
     for pid in children:
         hunt.look("environment", str(pid), Path(f"/proc/{pid}/environ").read_bytes())
+        assert resource.prlimit(pid, resource.RLIMIT_CORE)[0] == 0, "a crash would write all of it to the disk"
 
 
 def dump(dsn: str) -> bytes:
@@ -278,7 +280,8 @@ def test_no_secret_shows_with_the_embedded_database_and_console_logs(
         "OSTIARY_RECORD_CONTENT": "full",
         "OSTIARY_LOG_LEVEL": "debug",
     }
-    server = start_server(own_fake, "--workers", "1", **variables)
+    with core_dumps_allowed():
+        server = start_server(own_fake, "--workers", "1", **variables)
     owner = known(hunt, "owner token", (server.data_dir / "owner-token").read_text().strip())
     password = known(hunt, "database password", (server.data_dir / "postgres-password").read_text().strip())
     for line in (server.data_dir / "vault.key").read_text().split():
@@ -299,6 +302,17 @@ def test_no_secret_shows_with_the_embedded_database_and_console_logs(
     hunt.look("log", server.log.name, server.log.read_bytes())
     hunt.look_below("data directory", server.data_dir, SECRET_FILES)
     report(hunt, {"answer", "log", "metrics", "data directory", "command line", "environment"})
+
+
+@contextmanager
+def core_dumps_allowed() -> Iterator[None]:
+    """For what is started within, unless it forbids them itself."""
+    before, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (before, hard))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a process ends with the one that started it, and what it may use while it runs.
+"""How a process ends with the one that started it, what it may use while it runs, and what it may not leave behind.
 
 Rules
 - Linux: the kernel is asked to send a signal when the parent *thread* ends (`PR_SET_PDEATHSIG`). The request is wiped
@@ -29,6 +29,12 @@ def die_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forbid_core_dumps() -> None:
+    """Keep the memory of this process, and of those it starts, off the disk when one crashes: secrets are in it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def raise_open_files_limit() -> None:

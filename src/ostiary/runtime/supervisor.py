@@ -46,7 +46,7 @@ from .child_process import Boot, ChildProcess
 from .data_directory import DataDirectory
 from .database_service import DatabaseService
 from .errors import StartError
-from .lifetime import raise_open_files_limit
+from .lifetime import forbid_core_dumps, raise_open_files_limit
 from .listeners import Sockets, bound_address
 from .logs import configure_logging, get_logger
 from .plan import ENTRIES, ServerPlan, completed
@@ -78,6 +78,7 @@ def run(plan: ServerPlan, entries: Mapping[ChildKind, str] = ENTRIES) -> int:
 async def supervise(plan: ServerPlan, entries: Mapping[ChildKind, str], terminal: Terminal) -> int:
     """`run` on the loop of the main thread. Raises `StartError` when nothing could be started."""
     raise_open_files_limit()
+    forbid_core_dumps()
     with DataDirectory(Path(plan.data_dir)) as directory:
         sockets = Sockets.bind(plan, _SUCCESSION_PATIENCE if directory.unclean else 0.0)
         try:
