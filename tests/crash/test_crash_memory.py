@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import httptools
-import pytest
 import uvloop
 
-from tests.support.chaos import chaos
+from tests.support.chaos import Say, chaos
 from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import BLOCKING, CHAT
@@ -117,8 +116,6 @@ def test_memory_does_not_grow_with_twenty_thousand_requests(
 
 @chaos
 def test_memory_does_not_grow_with_three_hundred_thousand_requests(
-    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, capsys: pytest.CaptureFixture[str]
+    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, say: Say
 ) -> None:
-    told = check_growth(start_server(own_fake, "--workers", "1", **door.variables), 300_000)
-    with capsys.disabled():
-        print(f"\nmemory: {told}")
+    say(f"memory: {check_growth(start_server(own_fake, '--workers', '1', **door.variables), 300_000)}")

@@ -5,9 +5,7 @@ import random
 import signal
 from collections.abc import Callable
 
-import pytest
-
-from tests.support.chaos import chaos, kill_everything
+from tests.support.chaos import Say, chaos, kill_everything
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import CHAT, MESSAGES, RESPONSES, Load
 from tests.support.reconcile import Reconciled, frames_on_disk, reconcile
@@ -55,7 +53,7 @@ def _compare_with_disk(result: Reconciled, on_disk: dict[str, int]) -> None:
 
 @chaos
 def test_ten_thousand_streams_while_random_processes_are_killed(
-    start_server: StartServer, own_fake: FakeProvider, capsys: pytest.CaptureFixture[str]
+    start_server: StartServer, own_fake: FakeProvider, say: Say
 ) -> None:
     total, seed = 10_000, random.randrange(1 << 32)
     chance = random.Random(seed)
@@ -71,11 +69,10 @@ def test_ten_thousand_streams_while_random_processes_are_killed(
         calls = load.wait()
     result = reconcile(server, own_fake, calls, within=120)
     assert len(result.late) < total / 500, result
-    with capsys.disabled():
-        print(f"\nchaos, seed {seed}: {total} streams, killed {', '.join(victims)}")
-        print(
-            f"clients: {load.summary()}\nrecord: {result}\nat the provider: {len(own_fake.marks())} marks; difference 0"
-        )
+    say(f"chaos, seed {seed}: {total} streams, killed {', '.join(victims)}")
+    say(f"  clients: {load.summary()}")
+    say(f"  record: {result}")
+    say(f"  at the provider: {len(own_fake.marks())} marks; difference 0")
 
 
 def _await_calls(load: Load, count: int) -> None:

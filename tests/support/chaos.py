@@ -1,7 +1,8 @@
-"""What the long runs are marked with, and how crashes are made."""
+"""What the long runs are marked with, what they say at the end of a run, and how crashes are made."""
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,24 @@ import pytest
 from tests.support.server import Server, alive, descendants, eventually
 
 chaos = pytest.mark.skipif(not os.environ.get("CHAOS"), reason="long: set CHAOS=1")
+
+
+Say = Callable[[str], None]
+
+
+@pytest.fixture
+def say(record_property: Callable[[str, object], None]) -> Say:
+    """Adds to the summary of the run, also with pytest-xdist."""
+    return lambda text: record_property("said", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, text in report.user_properties:
+                    if name == "said":
+                        terminalreporter.write_line(text)
 
 
 def kill_everything(server: Server) -> None:
