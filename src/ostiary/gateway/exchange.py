@@ -49,7 +49,7 @@ from ostiary.wire.observer import Observer, StreamObserver
 from . import decide
 from .authorizations import Answer
 from .heads import client_head, server_timing, upstream_head, without_credentials
-from .journal import JournalError
+from .journal import JournalError, NotDurable
 from .recording import Ending, end_record, error_type_of, error_type_of_failure, start_record, without_content
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
@@ -279,8 +279,12 @@ class Exchange:
             with_prompt=worker.settings.record_content != "none" and not journal.shed_content,
             firewall=firewall,
         )
+        durable = True
         try:
             journal.append_start(encode_record(started))
+        except NotDurable as error:
+            worker.log_journal_failure(error)
+            durable = False
         except JournalError as error:
             worker.log_journal_failure(error)
             self._refuse(_NOT_RECORDED)
@@ -290,7 +294,9 @@ class Exchange:
         self._inflight = inflight = worker.metrics.inflight(started.provider_name, started.model, started.route)
         inflight[0] += 1
         self._stages["record"] = perf_counter_ns()
-        return True
+        if not durable:
+            self._reject(_NOT_RECORDED)  # its start stands in the journal: an end has to follow
+        return durable
 
     # --- edit, send
 
@@ -593,6 +599,8 @@ class Exchange:
         journal = self._worker.journal
         try:
             journal.append_end(encode_record(record))
+        except NotDurable as error:
+            self._worker.log_journal_failure(error)
         except JournalError as error:
             self._worker.log_journal_failure(error)
             try:

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from ostiary.core.ids import new_id
-from ostiary.http1.errors import UpstreamError
+from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.fields import FRONT_DOOR_DROPPED, HOP_BY_HOP, kept_request_lines, kept_response_lines
 from ostiary.http1.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.origin import Origin
@@ -39,7 +39,17 @@ _RECHUNKED: Final = HOP_BY_HOP | {b"content-length", b"transfer-encoding"}
 class FrontDoorExchange:
     """Implements `ServerExchange` towards the client and `Consumer` towards the control plane."""
 
-    __slots__ = ("_answered", "_connecting", "_connection", "_head", "_rechunked", "_upstream", "_worker", "id")
+    __slots__ = (
+        "_answered",
+        "_connecting",
+        "_connection",
+        "_head",
+        "_origin",
+        "_rechunked",
+        "_upstream",
+        "_worker",
+        "id",
+    )
 
     def __init__(self, worker: "Worker", connection: ClientConnection, head: RequestHead) -> None:
         self._worker = worker
@@ -59,6 +69,7 @@ class FrontDoorExchange:
 
     def begin(self, origin: Origin) -> None:
         """Relay to the control plane at `origin`."""
+        self._origin = origin
         self._connection.exchange = self
         pool = self._worker.pool
         upstream = pool.take(origin)
@@ -152,7 +163,10 @@ class FrontDoorExchange:
     def response_failed(self, error: UpstreamError) -> None:
         self._upstream = None
         self._connecting = None
-        if self._answered:
+        if error.failure is Failure.STALE and self._head.framing == NO_BODY:
+            # The control plane has closed a pooled connection, as after its restart; a new one is never stale.
+            self._connecting = self._worker.pool.connect(self._origin, self._send, self.response_failed)
+        elif self._answered:
             self._connection.abort()
             self._worker.ended(self)
         else:

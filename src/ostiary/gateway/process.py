@@ -56,6 +56,7 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
         lambda: ClientConnection(connections),
         sock=listener,
         ssl=listener_tls.context if listener_tls is not None else None,
+        ssl_handshake_timeout=settings.client_head_timeout if listener_tls is not None else None,
         backlog=_BACKLOG,
     )
     supervision.report(Ready())
