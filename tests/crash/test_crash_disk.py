@@ -3,6 +3,7 @@
 import os
 import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import BLOCKING, CHAT, MESSAGES, Load
-from tests.support.reconcile import metric, reconcile
+from tests.support.reconcile import journals_of, metric, reconcile
 from tests.support.server import OWNER_TOKEN, Server, StartServer, eventually, open_directory
 
 MIB = 1024**2
@@ -138,3 +139,42 @@ def test_on_a_full_disk_what_has_begun_ends_nothing_new_begins_and_room_heals_it
     result = reconcile(server, own_fake, calls)
     assert result.outcomes == {"completed": len(result.by_mark)}
     assert server.stop() == 0
+
+
+FAILING_SYNC = """
+import errno, os
+_sync = os.fdatasync
+def fdatasync(fd):
+    if os.path.exists(os.environ["CRASH_TEST_FAILING_SYNC"]):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    _sync(fd)
+if "CRASH_TEST_FAILING_SYNC" in os.environ:
+    os.fdatasync = fdatasync
+"""
+
+
+def test_what_cannot_be_made_durable_is_refused_and_its_record_says_so(
+    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILING_SYNC)
+    failing = tmp_path / "failing"
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))),
+        "CRASH_TEST_FAILING_SYNC": str(failing),
+        "OSTIARY_JOURNAL_SYNC": "always",
+    }
+    server = start_server(own_fake, "--workers", "1", **variables, **door.variables)
+    with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=50 events=30") as load:
+        eventually(lambda: len(load.answering) == 5, what=load.summary())
+        failing.touch()
+        count = own_fake.requests()["count"]
+        assert [ask(server).status_code for _ in range(3)] == [500] * 3
+        assert own_fake.requests()["count"] == count
+        load.wait()
+        failing.unlink()
+    assert not load.failures(), load.summary()
+    assert ask(server).status_code == 200
+    rows = eventually(lambda: all_ended(server, 9), what=server.tail())
+    assert Counter(row["outcome"] for row in rows) == {"completed": 6, "rejected": 3}
+    (journal,) = journals_of(server)
+    assert (journal["stored"], journal["duplicate"], journal["rejected"]) == (18, 0, 0)
