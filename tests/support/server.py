@@ -33,9 +33,12 @@ START_SECONDS = 40.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody has now, below those that the system gives to outgoing connections: it stays free until it is used."""
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def eventually(check: Callable[[], Any], *, within: float = 15.0, every: float = 0.02, what: str = "") -> Any:
