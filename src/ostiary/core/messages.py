@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from .health import AskTrial, BreakerReport, KeyReport, TrialAnswer, TrialEnded
 from .identity import Identity, Refusal
 from .metrics import Family
 from .providers import ProviderSpec
@@ -56,7 +57,9 @@ class MetricsReport(Struct, frozen=True, tag=True):
     """The `AskMetrics.seq` it answers; 0 when unasked."""
 
 
-WorkerMessage = WorkerHello | AskAuthorization | Serving | MetricsReport
+WorkerMessage = (
+    WorkerHello | AskAuthorization | Serving | MetricsReport | KeyReport | BreakerReport | AskTrial | TrialEnded
+)
 
 # --- link → worker
 
@@ -109,7 +112,7 @@ class Revoked(Struct, frozen=True, tag=True):
     """With `everything`: seconds for which what is known may still be used without asking."""
 
 
-LinkMessage = Snapshot | Authorization | MachineState | AskMetrics | Revoked
+LinkMessage = Snapshot | Authorization | MachineState | AskMetrics | Revoked | KeyReport | BreakerReport | TrialAnswer
 
 # --- supervisor → child
 

@@ -25,6 +25,10 @@ class Route(Struct, frozen=True):
     label: str
     kind: RouteKind
     format: Format | None = None
+    upload: bool = False
+    """Bodies in form encoding are streamed to the upstream, not held."""
+    model_optional: bool = False
+    """Metered: the provider chooses a model when the request names none."""
 
 
 class RouteTable:

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from ostiary.core.records import MAX_ERROR_MESSAGE
 
-Format = Literal["chat_completions", "responses", "messages"]
-"""OpenAI Chat Completions, OpenAI Responses, Anthropic Messages."""
+Format = Literal["chat_completions", "responses", "messages", "metered"]
+"""OpenAI Chat Completions, OpenAI Responses, Anthropic Messages; and what only usage is read of (embeddings, images ...)."""
 
 Content = Literal["none", "prompts", "full"]
 """`record_content` (design §5): usage only; also prompt, tool calls, thoughts; also output text and tool results."""

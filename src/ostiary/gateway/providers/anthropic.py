@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ostiary.core.providers import ProviderSpec
+from ostiary.core.providers import AnthropicSettings, ProviderSpec
 from ostiary.gateway.routes import Route, RouteTable
 
 from .base import RuntimeProvider, keyed, passthrough
@@ -14,4 +14,6 @@ _ROUTES: Final = RouteTable(
 
 
 def build_anthropic(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
-    return RuntimeProvider(spec, "anthropic", _ROUTES, keys=keyed(spec, b"X-Api-Key: ", allow_byok=allow_byok))
+    settings = spec.settings if isinstance(spec.settings, AnthropicSettings) else AnthropicSettings()
+    keys = keyed(spec, b"X-Api-Key: ", allow_byok=allow_byok)
+    return RuntimeProvider(spec, "anthropic", _ROUTES, keys=keys, selection=settings.selection)

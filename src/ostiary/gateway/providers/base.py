@@ -1,11 +1,14 @@
 """A configured upstream as the worker serves from it. Immutable once built."""
 
-from typing import Final
+from hashlib import sha256
+from typing import Final, Literal
 
 from ostiary.core.providers import ProviderSpec, WireFamily
 from ostiary.core.secret import Secret, mask
 from ostiary.gateway.routes import Route, RouteTable
 from ostiary.http1.origin import Origin, split_base_url
+
+from .adapter import Adapter
 
 
 class BuildError(Exception):
@@ -13,12 +16,13 @@ class BuildError(Exception):
 
 
 class RuntimeKey:
-    """A key of the pool with the header line it is sent as."""
+    """A key of the pool with the header line it is sent as. `digest`: SHA-256 of its value, by which its state is known."""
 
-    __slots__ = ("hint", "id", "line")
+    __slots__ = ("digest", "hint", "id", "line")
 
     def __init__(self, key_id: str, value: Secret, line: bytes) -> None:
         self.id = key_id
+        self.digest = sha256(value.reveal().encode()).digest()
         self.hint = mask(value.reveal())
         self.line = line
 
@@ -31,11 +35,14 @@ class RuntimeProvider:
 
     `strip` is cut from the front of the path behind the provider's name before it is joined to `base_path`.
     `splice_usage`: chat streams get `stream_options.include_usage` when the client did not ask for it.
+    `selection`: which of its keys a request gets. `brings_own`: requests come with the person's own credential, always.
     """
 
     __slots__ = (
+        "adapter",
         "base_path",
         "base_query",
+        "brings_own",
         "enabled",
         "error",
         "family",
@@ -44,6 +51,7 @@ class RuntimeProvider:
         "name",
         "origin",
         "routes",
+        "selection",
         "splice_usage",
         "strip",
         "type",
@@ -58,6 +66,9 @@ class RuntimeProvider:
         strip: bytes = b"",
         keys: tuple[RuntimeKey, ...] = (),
         splice_usage: bool = False,
+        selection: Literal["primary", "spread"] = "primary",
+        brings_own: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         try:
             origin, path, query = split_base_url(spec.base_url)
@@ -76,6 +87,9 @@ class RuntimeProvider:
         self.strip = strip
         self.keys = keys
         self.splice_usage = splice_usage
+        self.selection: Literal["primary", "spread"] = selection
+        self.brings_own = brings_own
+        self.adapter = adapter
 
     @property
     def status(self) -> str:

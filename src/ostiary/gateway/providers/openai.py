@@ -25,4 +25,5 @@ def build_openai(spec: ProviderSpec, kind: ProviderType, *, allow_byok: bool) ->
         strip=b"/v1",
         keys=keyed(spec, header, allow_byok=allow_byok),
         splice_usage=stream_usage == "splice",
+        selection=settings.selection,
     )
