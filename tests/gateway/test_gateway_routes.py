@@ -48,6 +48,9 @@ def test_reserved_names_belong_to_the_control_plane(name):
         ("openai", "https://a/v1", b"/v1/responses/resp_1/cancel", b"", "passthrough", b"/v1/responses/resp_1/cancel"),
         ("google", "https://a/v1beta/openai/", b"/v1/models", b"", "passthrough", b"/v1beta/openai/models"),
         ("azure", "https://a/o?api-version=1", b"/v1/models", b"?y=2", "passthrough", b"/o/models?api-version=1&y=2"),
+        ("vercel", "https://a/v1/", b"/v1/embeddings", b"", "metered", b"/v1/embeddings"),
+        ("openrouter", "https://a/api/v1", b"/v1/completions", b"", "metered", b"/api/v1/completions"),
+        ("openai-compat", "http://a:8000", b"/v1/models/x", b"", "passthrough", b"/models/x"),
         ("anthropic", "https://a/", b"/v1/messages", b"?beta=true", "bridged", b"/v1/messages?beta=true"),
         ("anthropic", "https://a/x", b"/v1/messages/count_tokens", b"", "passthrough", b"/x/v1/messages/count_tokens"),
         ("anthropic", "https://a", b"/api/event_logging/batch", b"", "passthrough", b"/api/event_logging/batch"),
@@ -62,7 +65,7 @@ def test_a_route_is_joined_to_the_base_url(kind, base_url, rest, query, route, u
     assert built.upstream_path(rest) + built.upstream_query(query) == upstream
 
 
-@pytest.mark.parametrize("rest", [b"", b"/", b"/v1", b"/v1/", b"/v1/models/", b"/v1/completions", b"/chat/completions"])
+@pytest.mark.parametrize("rest", [b"", b"/", b"/v1", b"/v1/", b"/v1/models/", b"/v1/realtime", b"/chat/completions"])
 def test_an_unknown_route_matches_nothing(rest):
     assert provider("openai", "https://a/v1").routes.match(rest) is None
 

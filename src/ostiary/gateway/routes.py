@@ -6,6 +6,7 @@
 everything else                                    control plane (embedded), 404 (standalone)
 """
 
+import re
 from typing import Final
 
 from msgspec import Struct
@@ -32,11 +33,15 @@ class Route(Struct, frozen=True):
 
 
 class RouteTable:
-    """Exact paths, and subtrees (patterns that end in /*)."""
+    """Exact paths, and subtrees (patterns that end in /*), of which the first that fits counts.
 
-    __slots__ = ("_exact", "_subtrees", "names")
+    `prefixes`: what some clients put in front in place of `/v1`; the rest of such a path is looked up as if it stood there.
+    """
 
-    def __init__(self, *routes: Route) -> None:
+    __slots__ = ("_exact", "_prefixes", "_subtrees", "names")
+
+    def __init__(self, *routes: Route, prefixes: re.Pattern[bytes] | None = None) -> None:
+        self._prefixes = prefixes
         self._exact: dict[bytes, Route] = {}
         self._subtrees: list[tuple[bytes, Route]] = []
         self.names = tuple(route.label for route in routes)
@@ -52,6 +57,10 @@ class RouteTable:
         found = self._exact.get(path)
         if found is not None:
             return found
+        if self._prefixes is not None and (prefix := self._prefixes.match(path)):
+            path = b"/v1" + path[prefix.end() :]
+            if path in self._exact:
+                return self._exact[path]
         for subtree, route in self._subtrees:
             if path.startswith(subtree) and len(path) > len(subtree):
                 return route

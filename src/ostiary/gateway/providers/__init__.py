@@ -3,12 +3,14 @@
 `base`       `RuntimeProvider`: routes, origin, credentials of a configured upstream
 `openai`     everything that speaks OpenAI's format
 `anthropic`  Anthropic
+`copilot`    GitHub Copilot
 """
 
 from ostiary.core.providers import BedrockSettings, ProviderSpec, ProviderType
 
 from .anthropic import build_anthropic
 from .base import BuildError, RuntimeKey, RuntimeProvider, broken_provider
+from .copilot import build_copilot
 from .openai import build_openai
 
 __all__ = ["RuntimeKey", "RuntimeProvider", "build_provider"]
@@ -45,6 +47,8 @@ def _build(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
         return build_openai(spec, kind, allow_byok=allow_byok)
     if kind is ProviderType.ANTHROPIC and not (isinstance(spec.settings, BedrockSettings) and spec.settings.configured):
         return build_anthropic(spec, allow_byok=allow_byok)
+    if kind is ProviderType.COPILOT:
+        return build_copilot(spec, allow_byok=allow_byok)
     raise BuildError(
         f"providers of type {spec.type} (on {_backend(kind)}) are not served by this version of the gateway"
     )

@@ -3,7 +3,7 @@
 from hashlib import sha256
 from typing import Final, Literal
 
-from ostiary.core.providers import ProviderSpec, WireFamily
+from ostiary.core.providers import ProviderSpec, ProviderType, WireFamily, wire_family
 from ostiary.core.secret import Secret, mask
 from ostiary.gateway.routes import Route, RouteTable
 from ostiary.http1.origin import Origin, split_base_url
@@ -112,12 +112,13 @@ class RuntimeProvider:
 
 _NO_ROUTES: Final = RouteTable()
 _NOWHERE: Final = "http://unconfigured.invalid"
+_FAMILIES: Final[dict[str, WireFamily]] = {kind: wire_family(kind) for kind in ProviderType}
 
 
 def broken_provider(spec: ProviderSpec, reason: str) -> RuntimeProvider:
     """A provider that stays in the snapshot, answers 503 with `reason` and takes no other down."""
     stand_in = ProviderSpec(id=spec.id, name=spec.name, type=spec.type, enabled=spec.enabled, base_url=_NOWHERE)
-    family: WireFamily = "anthropic" if spec.type in ("anthropic", "bedrock") else "openai"
+    family = _FAMILIES.get(spec.type, "openai")
     provider = RuntimeProvider(stand_in, family, _NO_ROUTES)
     provider.error = reason
     return provider
@@ -143,3 +144,8 @@ def keyed(spec: ProviderSpec, header: bytes, *, allow_byok: bool) -> tuple[Runti
 def passthrough(*labels: str) -> tuple[Route, ...]:
     """Routes that are relayed and counted, not recorded."""
     return tuple(Route(label, "passthrough") for label in labels)
+
+
+def metered(label: str, *, upload: bool = False, model_optional: bool = False) -> Route:
+    """A route of which a record is made with usage and no content. An upload's model is optional too."""
+    return Route(label, "metered", "metered", upload=upload, model_optional=model_optional or upload)
