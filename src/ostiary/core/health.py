@@ -1,16 +1,20 @@
 """How keys and upstreams fare, as the processes of one machine tell each other (worker → link → the other workers).
 
 Rules
-- A report says how things stand, with absolute deadlines: it may come twice or late. Of two that speak of the same key or
-  breaker and state, the later deadline holds.
+- A report says how things stand, with absolute deadlines: it may come twice, late, or after one that was made later. Of
+  two that cool the same, the later deadline holds. A suspicion or an open breaker is younger or older than a recovery:
+  the younger of the two holds, whichever comes last (`refused_at`, `opened_at`).
 - Deadlines are readings of CLOCK_MONOTONIC, which all processes of a machine share: a changed clock moves none of them.
 - What has served its time is not used again at once: somebody has to try it first. The link grants that to one worker for
   a key, to as many requests as `limit` says for a breaker; a worker without a link grants it to itself.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
+
+SUSPECT_FIRST: Final = 60.0
+SUSPECT_LONGEST: Final = 3600.0
 
 KeyStateName = Literal["usable", "cooling", "suspect"]
 KeyReason = Literal["rate_limited", "quota", "refused", "recovered"]
@@ -29,7 +33,7 @@ class KeyReport(Struct, frozen=True, omit_defaults=True, tag=True):
     model: str = ""
     """Cooling for this model only; empty: the whole key."""
     until: float = 0.0
-    """When it may be used (cooling) or tried (suspect) again."""
+    """When it may be used (cooling) or tried (suspect) again. Usable: when that was found; 0: now."""
     strikes: int = 0
     """Suspect: refusals in a row."""
     at: float = 0.0
@@ -44,7 +48,7 @@ class BreakerReport(Struct, frozen=True, omit_defaults=True, tag=True):
     model: str
     state: BreakerStateName
     until: float = 0.0
-    """Open: until then nothing is let through."""
+    """Open: until then nothing is let through. Closed: when it was closed; 0: now."""
     at: float = 0.0
     """Unix seconds, for people to read."""
 
@@ -88,3 +92,18 @@ class TrialEnded(Struct, frozen=True, omit_defaults=True, tag=True):
     outcome: TrialOutcome
     until: float = 0.0
     """Failed, of a breaker: how long it is open again."""
+
+
+def suspect_wait(strikes: int) -> float:
+    """Seconds until a key that was refused so many times in a row is tried again: 60 s, doubling to an hour."""
+    return min(SUSPECT_FIRST * 2.0 ** (min(max(strikes, 1), 16) - 1), SUSPECT_LONGEST)
+
+
+def refused_at(report: KeyReport) -> float:
+    """When the refusal came that made a key suspect, read off its deadline."""
+    return report.until - suspect_wait(report.strikes)
+
+
+def opened_at(report: BreakerReport, timeout: float) -> float:
+    """When a breaker was opened, read off its deadline and the time that breakers stay open."""
+    return report.until - timeout

@@ -1,0 +1,357 @@
+"""A provider's keys and which of them a request gets (design §11). Pure: the clock is an argument.
+
+Rules
+- `now` is a reading of CLOCK_MONOTONIC, as all deadlines are; `wall` is Unix seconds and only for people.
+- A limit cools a key for one model, an exhausted quota the whole key; when the deadline has passed it is simply used again.
+  Of two deadlines the later holds.
+- A key that was refused is suspect: not used until its back-off is over, and then by one request first, a trial that
+  somebody has to grant. Each refused trial doubles the back-off, up to an hour. What is refused while the back-off runs was
+  sent before and adds nothing. So no key is lost for good.
+- Whatever else a provider answers to a trial shows that it accepts the key: also "too many requests".
+- Of a refusal and a recovery the younger holds, in whatever order siblings tell of them.
+- `primary` takes the first usable key. `spread` keeps a session on its key, where its prompts are cached; a new session
+  gets the key that was limited least recently, and among equals the one that all workers reckon for it.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Collection
+from hashlib import blake2b
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from ostiary.core.health import (
+    SUSPECT_LONGEST,
+    KeyReason,
+    KeyReport,
+    KeyStateName,
+    KeySubject,
+    refused_at,
+    suspect_wait,
+)
+
+from .key_verdict import Verdict
+from .providers import RuntimeKey
+
+_COOLING_MODELS_MAX: Final = 128
+_SESSIONS_MAX: Final = 8192
+_ASK_AGAIN: Final = 1.0
+"""Seconds for which a trial that was proposed is not proposed to another request."""
+_REMEMBERED: Final = 3600.0
+"""Seconds after which nobody needs to be told of a recovery, and a limit no longer speaks against a key."""
+
+_SAME_TIME: Final = 1e-3
+"""Seconds: a refusal that is no older than that against a recovery holds. Deadlines are rounded."""
+
+_NEVER: Final = -math.inf
+
+Selection = Literal["primary", "spread"]
+PassedOver = tuple[tuple[str, KeyReason], ...]
+"""Masked hint of a key and why it was not taken."""
+
+
+class Chosen(Struct, frozen=True):
+    key: RuntimeKey
+    passed_over: PassedOver = ()
+    needs_trial: bool = False
+    """The key may only be used if a trial of it is granted. If not: choose again, with this key in `tried`."""
+
+
+class Exhausted(Struct, frozen=True):
+    """No key is usable. `rate_limited`: at least one has only to wait."""
+
+    kind: Literal["rate_limited", "auth_failed"]
+    retry_after: int
+    """Seconds until the first of those may be used, at least 1; 0 for `auth_failed`."""
+    passed_over: PassedOver = ()
+
+
+class _KeyState:
+    """All that is known of a key. It only grows: what passes is told by the clock."""
+
+    __slots__ = (
+        "ask_after",
+        "changed_at",
+        "cooling",
+        "limited_until",
+        "recovered_at",
+        "spent",
+        "strikes",
+        "suspect_since",
+        "suspect_until",
+    )
+
+    def __init__(self) -> None:
+        self.cooling: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Model → until when, and when that was found (wall)."""
+        self.spent: tuple[float, float] = (_NEVER, 0.0)
+        """The whole key, likewise."""
+        self.limited_until = _NEVER
+        self.suspect_since = _NEVER
+        self.suspect_until = _NEVER
+        self.strikes = 0
+        self.ask_after = _NEVER
+        self.recovered_at = _NEVER
+        self.changed_at = 0.0
+        """Of the last refusal or recovery (wall)."""
+
+    @property
+    def suspect(self) -> bool:
+        return self.suspect_since > _NEVER and self.suspect_since + _SAME_TIME >= self.recovered_at
+
+    def cool(self, model: str, until: float, at: float) -> bool:
+        """Whether that is later than was known. An empty model: the whole key."""
+        self.limited_until = max(self.limited_until, until)
+        known = self.cooling.get(model) if model else self.spent
+        if known is not None and until <= known[0]:
+            return False
+        if not model:
+            self.spent = (until, at)
+            return True
+        if known is None and len(self.cooling) >= _COOLING_MODELS_MAX:
+            self.cooling.popitem(last=False)
+        self.cooling[model] = (until, at)
+        self.cooling.move_to_end(model)
+        return True
+
+    def refuse(self, since: float, until: float, strikes: int, at: float) -> bool:
+        """Whether that is younger than was known, also than a recovery."""
+        if (since, until, strikes) <= (self.suspect_since, self.suspect_until, self.strikes):
+            return False
+        self.suspect_since, self.suspect_until, self.strikes = since, until, strikes
+        self.ask_after = _NEVER
+        if self.suspect:
+            self.changed_at = at
+        return self.suspect
+
+    def recover(self, since: float, at: float) -> bool:
+        """Whether that ends a suspicion."""
+        was_suspect = self.suspect
+        self.recovered_at = max(self.recovered_at, since)
+        if not was_suspect or self.suspect:
+            return False
+        self.changed_at = at
+        return True
+
+    def cooling_for(self, model: str, now: float) -> tuple[float, KeyReason]:
+        """Seconds until it has cooled, not above 0 when it has; and what of."""
+        spent = self.spent[0] - now
+        limited = self.cooling[model][0] - now if model in self.cooling else _NEVER
+        return (limited, "rate_limited") if limited > spent else (spent, "quota")
+
+    def plain(self, now: float) -> bool:
+        """Nothing speaks against it. Drops what has passed."""
+        for model, (until, _) in tuple(self.cooling.items()):
+            if until <= now:
+                del self.cooling[model]
+        return not self.suspect and not self.cooling and self.spent[0] <= now
+
+
+class KeyPool:
+    """The keys of one provider of one snapshot. `previous`: the pool before, whose state lives on for keys that stay."""
+
+    def __init__(
+        self,
+        provider_name: str,
+        keys: tuple[RuntimeKey, ...],
+        selection: Selection,
+        previous: "KeyPool | None" = None,
+    ) -> None:
+        self.provider_name = provider_name
+        self.keys = keys
+        self.selection: Selection = selection
+        known = previous._states if previous is not None else {}
+        self._states: dict[bytes, _KeyState] = {key.digest: known.get(key.digest) or _KeyState() for key in keys}
+        self._sessions: OrderedDict[str, bytes] = OrderedDict()
+        if previous is not None:
+            self._sessions.update((s, d) for s, d in previous._sessions.items() if d in self._states)
+        self._turn = 0
+        self.healthy = False
+        """`primary`, and nothing against any key: a request takes `keys[0]` without asking."""
+        self._judge(_NEVER)
+
+    # --- for requests
+
+    def choose(
+        self,
+        model: str,
+        now: float,
+        session: str = "",
+        tried: Collection[bytes] = (),
+        *,
+        try_suspects: bool = True,
+    ) -> Chosen | Exhausted:
+        """The key for a request or its next attempt; `tried` are the digests of those it has had or was denied.
+
+        `model`: for a call without one its route's label, as limits of such calls say nothing of others.
+        `try_suspects` off, for a request that cannot be sent twice: a suspect key only when nothing else is usable.
+        """
+        self._judge(now)
+        primary = self.selection == "primary"
+        usable: list[RuntimeKey] = []
+        triable: list[RuntimeKey] = []
+        passed: list[tuple[str, KeyReason]] = []
+        shortest = math.inf
+        for key in self.keys:
+            state = self._states[key.digest]
+            wait, reason = state.cooling_for(model, now)
+            if state.suspect:
+                reason = "refused"
+                wait = max(wait, state.suspect_until - now, state.ask_after - now)
+            elif wait > 0:
+                shortest = min(shortest, wait)
+            if key.digest in tried:
+                continue
+            if wait > 0:
+                passed.append((key.hint, reason))
+            elif not state.suspect:
+                usable.append(key)
+                if primary:
+                    break
+            else:
+                triable.append(key)
+                if primary and try_suspects:
+                    break
+        if usable or triable:
+            return self._pick(usable, triable, tuple(passed), session, now, try_suspects=try_suspects)
+        if shortest < math.inf:
+            return Exhausted("rate_limited", max(1, math.ceil(shortest)), tuple(passed))
+        return Exhausted("auth_failed", 0, tuple(passed))
+
+    def _pick(
+        self,
+        usable: list[RuntimeKey],
+        triable: list[RuntimeKey],
+        passed: PassedOver,
+        session: str,
+        now: float,
+        *,
+        try_suspects: bool,
+    ) -> Chosen:
+        """`spread` lets new sessions and calls without one do the trials: others would lose their prompt caches."""
+        kept = self._kept(session, usable)
+        if kept is not None:
+            return Chosen(kept, passed)
+        if triable and (try_suspects or not usable):
+            key = triable[0]
+            self._states[key.digest].ask_after = now + _ASK_AGAIN
+            return Chosen(key, passed, needs_trial=True)
+        if self.selection == "primary":
+            return Chosen(usable[0], passed)
+        key = self._spread(usable, session, now)
+        if session:
+            if len(self._sessions) >= _SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+            self._sessions[session] = key.digest
+            self._sessions.move_to_end(session)
+        return Chosen(key, passed)
+
+    def _kept(self, session: str, usable: list[RuntimeKey]) -> RuntimeKey | None:
+        """The key that a session has had, if it can have it still."""
+        if self.selection == "primary" or session not in self._sessions:
+            return None
+        self._sessions.move_to_end(session)
+        digest = self._sessions[session]
+        return next((key for key in usable if key.digest == digest), None)
+
+    def _spread(self, usable: list[RuntimeKey], session: str, now: float) -> RuntimeKey:
+        limited = [self._states[key.digest].limited_until for key in usable]
+        limited = [until if until > now - _REMEMBERED else _NEVER for until in limited]
+        least = min(limited)
+        equals = [key for key, until in zip(usable, limited, strict=True) if until == least]
+        if not session:
+            self._turn += 1
+            return equals[self._turn % len(equals)]
+        name = session.encode("utf-8", "surrogatepass")
+        return max(equals, key=lambda key: blake2b(name, key=key.digest, digest_size=8).digest())
+
+    # --- for what becomes of them
+
+    def mark(self, key: RuntimeKey, verdict: Verdict, model: str, now: float, wall: float) -> tuple[KeyReport, ...]:
+        """What an answer says of a key. The reports to spread: none when it was known, two when a trial was limited."""
+        state = self._states.get(key.digest)
+        if state is None:
+            return ()
+        if verdict.reason == "refused":
+            if state.suspect and now < state.suspect_until:
+                return ()
+            strikes = state.strikes + 1 if state.suspect else 1
+            until = now + suspect_wait(strikes)
+            return self._told(self._report(key.digest, "suspect", "refused", until, wall, strikes=strikes), now)
+        recovered: tuple[KeyReport, ...] = ()
+        if state.suspect and now >= state.suspect_until:
+            recovered = self.recovered(key, now, wall)
+        cooled = model if verdict.reason == "rate_limited" else ""
+        report = self._report(key.digest, "cooling", verdict.reason, now + verdict.wait, wall, model=cooled)
+        return recovered + self._told(report, now)
+
+    def recovered(self, key: RuntimeKey, now: float, wall: float) -> tuple[KeyReport, ...]:
+        """A trial has passed. The report to spread, none when it was known."""
+        return self._told(self._report(key.digest, "usable", "recovered", now, wall), now)
+
+    def apply(self, report: KeyReport, now: float) -> bool:
+        """What a sibling says. Whether that changes anything here."""
+        state = self._states.get(report.key_sha256)
+        if state is None:
+            return False
+        until = min(report.until, now + SUSPECT_LONGEST)
+        if report.state == "cooling":
+            changed = state.cool(report.model, until, report.at)
+        elif report.state == "suspect":
+            changed = state.refuse(refused_at(report), until, report.strikes, report.at)
+        else:
+            changed = state.recover(until or now, report.at)
+        self._judge(now)
+        return changed
+
+    def reports(self, now: float) -> list[KeyReport]:
+        """What a new link has to know: all that speaks against a key, and who has recovered not long ago."""
+        found = []
+        for digest, state in self._states.items():
+            if state.suspect:
+                until, strikes = state.suspect_until, state.strikes
+                found.append(self._report(digest, "suspect", "refused", until, state.changed_at, strikes=strikes))
+            elif state.recovered_at > now - _REMEMBERED:
+                found.append(self._report(digest, "usable", "recovered", state.recovered_at, state.changed_at))
+            if state.spent[0] > now:
+                found.append(self._report(digest, "cooling", "quota", *state.spent))
+            for model, (until, at) in state.cooling.items():
+                if until > now:
+                    found.append(self._report(digest, "cooling", "rate_limited", until, at, model=model))
+        return found
+
+    def key_states(self, now: float) -> list[tuple[RuntimeKey, KeyStateName]]:
+        """In order. Cooling for one model counts as cooling."""
+        found: list[tuple[RuntimeKey, KeyStateName]] = []
+        for key in self.keys:
+            state = self._states[key.digest]
+            found.append((key, "usable" if state.plain(now) else "suspect" if state.suspect else "cooling"))
+        return found
+
+    def subject(self, key: RuntimeKey) -> KeySubject:
+        """By which a trial of it is asked for."""
+        return KeySubject(self.provider_name, key.digest)
+
+    def key(self, digest: bytes) -> RuntimeKey | None:
+        return next((key for key in self.keys if key.digest == digest), None)
+
+    def _told(self, report: KeyReport, now: float) -> tuple[KeyReport, ...]:
+        return (report,) if self.apply(report, now) else ()
+
+    def _report(
+        self,
+        digest: bytes,
+        state: KeyStateName,
+        reason: KeyReason,
+        until: float,
+        at: float,
+        *,
+        model: str = "",
+        strikes: int = 0,
+    ) -> KeyReport:
+        return KeyReport(self.provider_name, digest, state, reason, model, until, strikes, at)
+
+    def _judge(self, now: float) -> None:
+        plain = [state.plain(now) for state in self._states.values()]
+        self.healthy = self.selection == "primary" and bool(plain) and all(plain)
