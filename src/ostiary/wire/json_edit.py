@@ -11,6 +11,7 @@ Rules
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -106,6 +107,38 @@ def remove_member(document: bytes, path: tuple[str, ...]) -> bytes:
         return document[: members[index].start] + document[members[index + 1].start :]
     begin = members[index - 1].value.stop if index else members[index].start
     return document[:begin] + document[members[index].value.stop :]
+
+
+def edit_members(document: bytes, changes: Mapping[str, bytes | None]) -> bytes:
+    """The document with several of its own members set, or (None) removed, in one reading. New ones go to its end.
+
+    A removed name goes wherever it stands, so that no earlier one of the same name takes effect. Raises `JSONEditError`.
+    """
+    for value in changes.values():
+        if value is not None:
+            _require_json(value)
+    held = _object(document, slice(0, len(document)))
+    if held is None:
+        raise JSONEditError("the document is not a JSON object")
+    members = held.members
+    counting = {member.name: i for i, member in enumerate(members)}
+    parts = [document[: members[0].start if members else held.opening + 1]]
+    empty = True
+    for i, (name, start, place) in enumerate(members):
+        changed = changes.get(name, b"")
+        if changed is None:
+            continue
+        if not empty:
+            parts.append(document[members[i - 1].value.stop : start])
+        parts.append(document[start : place.start])
+        parts.append(changed if changed and counting[name] == i else document[place])
+        empty = False
+    for name, value in changes.items():
+        if value is not None and name not in counting:
+            parts += (b"" if empty else b",", _encoded(name), b":", value)
+            empty = False
+    parts.append(document[members[-1].value.stop if members else held.opening + 1 :])
+    return b"".join(parts)
 
 
 def _append(document: bytes, held: _Object, name: str, value: bytes) -> bytes:

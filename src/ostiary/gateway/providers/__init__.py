@@ -4,12 +4,14 @@
 `openai`     everything that speaks OpenAI's format
 `anthropic`  Anthropic
 `copilot`    GitHub Copilot
+`bedrock`    Claude on AWS Bedrock; `aws`: whose requests are signed with which credentials
 """
 
 from ostiary.core.providers import BedrockSettings, ProviderSpec, ProviderType
 
 from .anthropic import build_anthropic
 from .base import BuildError, RuntimeKey, RuntimeProvider, broken_provider
+from .bedrock import build_bedrock
 from .copilot import build_copilot
 from .openai import build_openai
 
@@ -49,10 +51,4 @@ def _build(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
         return build_anthropic(spec, allow_byok=allow_byok)
     if kind is ProviderType.COPILOT:
         return build_copilot(spec, allow_byok=allow_byok)
-    raise BuildError(
-        f"providers of type {spec.type} (on {_backend(kind)}) are not served by this version of the gateway"
-    )
-
-
-def _backend(kind: ProviderType) -> str:
-    return "GitHub Copilot" if kind is ProviderType.COPILOT else "AWS Bedrock"
+    return build_bedrock(spec, allow_byok=allow_byok)

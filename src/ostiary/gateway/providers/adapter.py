@@ -45,6 +45,9 @@ class Prepared(Struct, frozen=True):
     plain_answer: bool = False
     """The answer has to come without content coding."""
 
+    def __repr__(self) -> str:
+        return f"Prepared({self.target!r}, {len(self.body)} bytes)"
+
 
 class Transform(Protocol):
     """An answer on its way to the client."""
@@ -64,8 +67,9 @@ class Transform(Protocol):
 class Adapter(Protocol):
     """One for each such provider of a snapshot; requests share it."""
 
-    hint: str
-    """What is shown of its credential before one was used, masked."""
+    @property
+    def hint(self) -> str:
+        """What is shown of its credential before one was used, masked."""
 
     def prepare(
         self, route: Route, query: bytes, fields: dict[bytes, bytes], body: bytes, facts: RequestFacts | None
