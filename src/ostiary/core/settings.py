@@ -66,6 +66,29 @@ class GatewaySettings(Struct, frozen=True):
     """Addresses or networks that are refused by default (link-local, cloud metadata) and allowed here."""
     keepalive_pool: int = 512
     """Idle upstream connections kept per origin."""
+    max_concurrency: int = 0
+    """Requests under way on this machine; 0: no limit. So is `rate_limit`: requests a second and token."""
+    rate_limit: int = 0
+    head_max_bytes: int = 64 * 1024
+    """Of a client's request head."""
+    retry_5xx: int = 0
+    circuit_breaker_enabled: bool = True
+    circuit_breaker_failure_threshold: int = 5
+    circuit_breaker_interval: float = 10.0
+    circuit_breaker_timeout: float = 30.0
+    circuit_breaker_max_requests: int = 3
+    sse_keepalive: float = 0.0
+    """Seconds of silence after which a stream's client gets a ping; 0: never."""
+    send_actor_headers: bool = False
+    actor_header_id: str = "X-AI-Bridge-Actor-ID"
+    actor_header_username: str = "X-AI-Bridge-Actor-Metadata-Username"
+    actor_header_email: str = ""
+    """Empty: not sent. So are the other two."""
+    dump_dir: str = ""
+    """Empty: nothing is dumped."""
+    dump_file_max_bytes: int = 16 * 1024**2
+    dump_max_bytes: int = 1024**3
+    """Of the whole directory."""
 
 
 class LinkSettings(Struct, frozen=True):
