@@ -6,6 +6,7 @@
 `anthropic_messages`   one module per format, each with `read_request`, `read_body` and a `StreamReader`
 `openai_chat`
 `openai_responses`
+`metered`              of routes without content only usage is read, as the answer passes
 `errors`               kinds of provider errors and their messages
 `content_coding`       gzip, deflate, br, zstd: bounded decoders, and what we ask upstreams for
 `json_edit`            members of a JSON document found and changed in its bytes

@@ -7,7 +7,7 @@ stream.
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from . import anthropic_messages, openai_chat, openai_responses
+from . import anthropic_messages, metered, openai_chat, openai_responses
 from .content_coding import MAX_RESPONSE, UnsupportedCodingError, decoder_for
 from .facts import Content, Format, RequestFacts, ResponseFacts
 from .observer import BlindObserver, BodyObserver, Observer, StreamObserver, StreamReader
@@ -28,14 +28,18 @@ _READERS: Final[dict[Format, _Readers]] = {
 }
 
 
+_REQUESTS: Final = {"metered": metered.read_request} | {name: readers.request for name, readers in _READERS.items()}
+_BODIES: Final = {"metered": metered.read_body} | {name: readers.body for name, readers in _READERS.items()}
+
+
 def read_request(format: Format, body: bytes, content: Content = "prompts") -> RequestFacts:  # noqa: A002 - its name
     """What a request body says, without content coding. Raises `facts.RequestError`."""
-    return _READERS[format].request(body, content)
+    return _REQUESTS[format](body, content)
 
 
 def read_body(format: Format, body: bytes, content: Content = "prompts") -> ResponseFacts:  # noqa: A002 - its name
     """What a whole JSON answer or error body says. Raises `ValueError` when it is nested too deeply."""
-    return _READERS[format].body(body, content)
+    return _BODIES[format](body, content)
 
 
 def observer_for(
@@ -53,6 +57,8 @@ def observer_for(
         decoder = decoder_for(content_encoding, MAX_RESPONSE) if content_encoding else None
     except UnsupportedCodingError as exc:
         return BlindObserver(str(exc))
+    if format == "metered":
+        return metered.observer(is_stream=is_stream, decoder=decoder)
     readers = _READERS[format]
     if is_stream:
         return StreamObserver(readers.stream(content), decoder)

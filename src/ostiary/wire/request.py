@@ -58,6 +58,14 @@ _CURE: Final = 'send a JSON object with a "model"'
 
 def decode_request(decoder: LenientDecoder[R], body: bytes) -> R:
     """The body in the decoder's struct, which has a `model`. Raises `RequestError`."""
+    request = decode_object(decoder, body)
+    if not request.model:
+        raise RequestError('the request body has no "model", or one that is not text; name the model to use')
+    return request
+
+
+def decode_object(decoder: LenientDecoder[R], body: bytes) -> R:
+    """The body in the decoder's struct, whose `model` may be empty. Raises `RequestError`."""
     try:
         request = decoder.decode(body)
     except NestingError as exc:
@@ -68,8 +76,6 @@ def decode_request(decoder: LenientDecoder[R], body: bytes) -> R:
         if body.lstrip()[:1] in (b"[", b'"') or body.strip() in (b"null", b"true", b"false"):
             raise RequestError(f"the request body is not a JSON object; {_CURE}")
         raise RequestError(f"the request body is not JSON; {_CURE}")
-    if not request.model:
-        raise RequestError('the request body has no "model", or one that is not text; name the model to use')
     return request
 
 

@@ -102,6 +102,34 @@ def responses_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
 
 
+def metered_usage(raw: Raw | bytes) -> Usage | None:
+    """Of embeddings, images, audio and legacy completions. None when `raw` is not an object, or is empty.
+
+    Some report tokens by chat's names, some by those of Responses, transcriptions also the seconds of audio alone.
+    """
+    source = _object(raw)
+    if source is None:
+        return None
+    if "prompt_tokens" in source or "completion_tokens" in source:
+        return chat_usage(raw)
+    numbers = _Numbers()
+    total = numbers.of(source, "input_tokens", "input_tokens") or 0
+    output = numbers.of(source, "output_tokens", "output_tokens") or 0
+    # Transcriptions write the one without its "s".
+    taken = _nested(source, "input_tokens_details") or _nested(source, "input_token_details")
+    given = _nested(source, "output_tokens_details") or _nested(source, "output_token_details")
+    cache_read = numbers.of(taken, "cached_tokens", "cache_read_input_tokens") or 0
+    for kind in ("text", "image", "audio"):
+        numbers.note(taken, f"{kind}_tokens", f"input_{kind}")
+        numbers.note(given, f"{kind}_tokens", f"output_{kind}")
+    numbers.note(given, "reasoning_tokens", "output_reasoning")
+    numbers.note(source, "total_tokens", "total_tokens")
+    seconds = source.get("seconds")
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and abs(seconds) <= MAX_TOKENS:
+        numbers.metadata["audio_ms"] = numbers.within_range(round(seconds * 1000), "audio_ms")
+    return numbers.usage(total, output, cache_read, 0, text_of(raw))
+
+
 class _CacheCreation(Struct, gc=False):
     ephemeral_5m_input_tokens: int | None = None
     ephemeral_1h_input_tokens: int | None = None
