@@ -6,13 +6,13 @@
 `anthropic_messages`   one module per format, each with `read_request`, `read_body` and a `StreamReader`
 `openai_chat`
 `openai_responses`
-`metered`              of routes without content only usage is read, as the answer passes
+`metered`              the same for routes of which only usage is read, from the answer as it passes
 `errors`               kinds of provider errors and their messages
 `content_coding`       gzip, deflate, br, zstd: bounded decoders, and what we ask upstreams for
 `json_edit`            members of a JSON document found and changed in its bytes
 `include_usage`        the one edit of chat requests, and the filter that hides what it causes
 
 Beneath them: `sse` (events cut at their boundaries), `events` (a block of events to structs in one pass), `lenient` (decoding
-that takes what fits), `request` (what request readers share), `usage` (token numbers of each API in one shape), `budget` (how
-much of one answer is kept).
+that takes what fits), `members` (a few members of a long object as it passes), `request` (what request readers share), `usage`
+(token numbers of each API in one shape), `budget` (how much of one answer is kept).
 """
