@@ -33,7 +33,7 @@ class KeyReport(Struct, frozen=True, omit_defaults=True, tag=True):
     model: str = ""
     """Cooling for this model only; empty: the whole key."""
     until: float = 0.0
-    """When it may be used (cooling) or tried (suspect) again. Usable: when that was found; 0: now."""
+    """When it may be used (cooling) or tried (suspect) again. Usable: when that was found."""
     strikes: int = 0
     """Suspect: refusals in a row."""
     at: float = 0.0

@@ -14,7 +14,8 @@ closed --threshold failures in a row--> open --timeout--> half-open --all trials
 
 import math
 from collections import OrderedDict
-from typing import Final, Literal
+from enum import Enum
+from typing import Final
 
 from msgspec import Struct
 
@@ -25,9 +26,6 @@ _ASK_AGAIN: Final = 0.25
 """Seconds for which a refused trial is not asked for again: upstreams that fail get many requests."""
 
 _NEVER: Final = -math.inf
-
-BreakerKey = tuple[str, str, str]
-"""Provider's name, route's label, model."""
 
 
 class BreakerSettings(Struct, frozen=True):
@@ -51,7 +49,16 @@ class Rejected(Struct, frozen=True):
     """Seconds, at least 1."""
 
 
-BreakerAdmission = Literal["admitted", "needs_trial"] | Rejected
+class Go(Enum):
+    """What `admit` says where something may be sent."""
+
+    ADMITTED = "admitted"
+    NEEDS_TRIAL = "needs_trial"
+    """Only if a trial is granted."""
+
+
+ADMITTED: Final = Go.ADMITTED
+NEEDS_TRIAL: Final = Go.NEEDS_TRIAL
 
 
 class _Breaker:
@@ -74,74 +81,70 @@ class Breakers:
 
     def __init__(self, settings: BreakerSettings) -> None:
         self.settings = settings
-        self.tracked: OrderedDict[BreakerKey, _Breaker] = OrderedDict()
+        self.tracked: OrderedDict[BreakerSubject, _Breaker] = OrderedDict()
         """Empty while nothing fails: then neither `admit` nor `succeeded` need be called."""
 
-    def admit(self, key: BreakerKey, now: float) -> BreakerAdmission:
-        """Whether a request may go upstream. `needs_trial`: only if a trial of it is granted."""
-        breaker = self.tracked.get(key)
+    def admit(self, subject: BreakerSubject, now: float) -> Go | Rejected:
+        """Whether a request may go upstream."""
+        breaker = self.tracked.get(subject)
         if breaker is None or not breaker.is_open:
-            return "admitted"
-        self.tracked.move_to_end(key)
+            return ADMITTED
+        self.tracked.move_to_end(subject)
         wait = max(breaker.open_until, breaker.ask_after) - now
-        return "needs_trial" if wait <= 0 else Rejected(max(1, math.ceil(wait)))
+        return NEEDS_TRIAL if wait <= 0 else Rejected(max(1, math.ceil(wait)))
 
-    def denied(self, key: BreakerKey, now: float) -> Rejected:
+    def denied(self, subject: BreakerSubject, now: float) -> None:
         """A trial was asked for and not granted: others are under way."""
-        breaker = self.tracked.get(key)
+        breaker = self.tracked.get(subject)
         if breaker is not None:
             breaker.ask_after = now + _ASK_AGAIN
-        return Rejected(1)
 
-    def failed(self, key: BreakerKey, now: float, wall: float) -> BreakerReport | None:
+    def failed(self, subject: BreakerSubject, now: float, wall: float) -> BreakerReport | None:
         """A request failed that was `admitted`. A report when that opens the breaker."""
         settings = self.settings
         if not settings.enabled:
             return None
-        breaker = self._entry(key)
+        breaker = self._entry(subject)
         if breaker.is_open:
             return None
         if now >= breaker.window_ends or not breaker.failures:
             breaker.failures = 0
             breaker.window_ends = now + settings.interval
         breaker.failures += 1
-        if breaker.failures < settings.failure_threshold:
-            return None
-        return self.reopen(key, now, wall)
+        return self._open_here(subject, now, wall) if breaker.failures >= settings.failure_threshold else None
 
-    def succeeded(self, key: BreakerKey, now: float) -> None:
+    def succeeded(self, subject: BreakerSubject, now: float) -> None:
         """A request went well that was `admitted`. Needless while nothing is `tracked`."""
-        breaker = self.tracked.get(key)
+        breaker = self.tracked.get(subject)
         if breaker is not None and not breaker.is_open:
             breaker.failures = 0
-            self._drop_if_plain(key, breaker, now)
+            self._drop_if_plain(subject, breaker, now)
 
-    def reopen(self, key: BreakerKey, now: float, wall: float) -> BreakerReport | None:
-        """Open it: the threshold is reached, or a trial failed."""
-        if not self.settings.enabled:
-            return None
-        breaker = self._entry(key)
-        self._open(breaker, now + self.settings.timeout, wall)
-        return BreakerReport(*key, "open", breaker.open_until, wall)
+    def trial_failed(self, subject: BreakerSubject, now: float, wall: float) -> BreakerReport | None:
+        """A trial failed. None when it came too late to decide anything: then it is a failure like any other."""
+        breaker = self.tracked.get(subject)
+        if breaker is not None and breaker.is_open and now >= breaker.open_until:
+            return self._open_here(subject, now, wall)
+        return self.failed(subject, now, wall)
 
-    def close(self, key: BreakerKey, now: float, wall: float) -> BreakerReport | None:
-        """All trials passed. None when it was not open."""
-        breaker = self.tracked.get(key)
-        if breaker is None or not breaker.is_open:
+    def close(self, subject: BreakerSubject, now: float, wall: float) -> BreakerReport | None:
+        """All trials passed. None when it is not half-open any more."""
+        breaker = self.tracked.get(subject)
+        if breaker is None or not breaker.is_open or now < breaker.open_until:
             return None
         self._close(breaker, now, wall)
-        return BreakerReport(*key, "closed", now, wall)
+        return _report(subject, "closed", now, wall)
 
     def apply(self, report: BreakerReport, now: float) -> bool:
         """What a sibling or the link says. Whether that changes anything here."""
         if not self.settings.enabled or report.state == "half_open":
             return False
-        key = (report.provider, report.route, report.model)
+        subject = BreakerSubject(report.provider, report.route, report.model)
         timeout = self.settings.timeout
-        breaker = self.tracked.get(key)
+        breaker = self.tracked.get(subject)
         if report.state == "closed":
             if breaker is None:
-                breaker = self._entry(key)
+                breaker = self._entry(subject)
             closed_at = report.until or now
             if closed_at <= breaker.closed_at:
                 return False
@@ -150,13 +153,13 @@ class Breakers:
                 breaker.closed_at = closed_at
                 return False
             self._close(breaker, closed_at, report.at)
-            self._drop_if_plain(key, breaker, now)
+            self._drop_if_plain(subject, breaker, now)
             return was_open
         if breaker is not None and (
             opened_at(report, timeout) < breaker.closed_at or report.until <= breaker.open_until
         ):
             return False
-        breaker = self._entry(key)
+        breaker = self._entry(subject)
         self._open(breaker, min(report.until, now + timeout), report.at)
         return True
 
@@ -164,40 +167,41 @@ class Breakers:
         """What a new link has to know: what is open or half-open, and what was closed not long ago."""
         self.sweep(now)
         found = []
-        for key, breaker in self.tracked.items():
+        for subject, breaker in self.tracked.items():
             if breaker.is_open:
-                found.append(BreakerReport(*key, "open", breaker.open_until, breaker.at))
+                found.append(_report(subject, "open", breaker.open_until, breaker.at))
             elif breaker.closed_at > _NEVER:
-                found.append(BreakerReport(*key, "closed", breaker.closed_at, breaker.at))
+                found.append(_report(subject, "closed", breaker.closed_at, breaker.at))
         return found
 
-    def states(self, now: float) -> dict[BreakerKey, BreakerStateName]:
+    def states(self, now: float) -> dict[BreakerSubject, BreakerStateName]:
         """Of all that are tracked; the others are closed."""
         return {
-            key: "closed" if not breaker.is_open else "open" if now < breaker.open_until else "half_open"
-            for key, breaker in self.tracked.items()
+            subject: "closed" if not breaker.is_open else "open" if now < breaker.open_until else "half_open"
+            for subject, breaker in self.tracked.items()
         }
 
     def sweep(self, now: float) -> None:
         """Drop what is as good as untracked. Called now and then."""
-        for key, breaker in tuple(self.tracked.items()):
+        for subject, breaker in tuple(self.tracked.items()):
             if not breaker.is_open:
                 if now >= breaker.window_ends:
                     breaker.failures = 0
-                self._drop_if_plain(key, breaker, now)
+                self._drop_if_plain(subject, breaker, now)
 
-    def subject(self, key: BreakerKey) -> BreakerSubject:
-        """By which trials of it are asked for."""
-        return BreakerSubject(*key)
-
-    def _entry(self, key: BreakerKey) -> _Breaker:
-        breaker = self.tracked.get(key)
+    def _entry(self, subject: BreakerSubject) -> _Breaker:
+        breaker = self.tracked.get(subject)
         if breaker is None:
             if len(self.tracked) >= _BREAKERS_MAX:
                 self.tracked.popitem(last=False)
-            breaker = self.tracked[key] = _Breaker()
-        self.tracked.move_to_end(key)
+            breaker = self.tracked[subject] = _Breaker()
+        self.tracked.move_to_end(subject)
         return breaker
+
+    def _open_here(self, subject: BreakerSubject, now: float, wall: float) -> BreakerReport:
+        breaker = self._entry(subject)
+        self._open(breaker, now + self.settings.timeout, wall)
+        return _report(subject, "open", breaker.open_until, wall)
 
     def _open(self, breaker: _Breaker, until: float, wall: float) -> None:
         breaker.is_open = True
@@ -212,6 +216,10 @@ class Breakers:
         breaker.closed_at = now
         breaker.at = wall
 
-    def _drop_if_plain(self, key: BreakerKey, breaker: _Breaker, now: float) -> None:
+    def _drop_if_plain(self, subject: BreakerSubject, breaker: _Breaker, now: float) -> None:
         if not breaker.failures and now >= breaker.closed_at + self.settings.timeout:
-            del self.tracked[key]
+            del self.tracked[subject]
+
+
+def _report(subject: BreakerSubject, state: BreakerStateName, until: float, at: float) -> BreakerReport:
+    return BreakerReport(subject.provider, subject.route, subject.model, state, until, at)

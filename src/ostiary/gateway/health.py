@@ -27,7 +27,7 @@ from ostiary.core.health import (
 from ostiary.core.messages import WorkerMessage
 from ostiary.core.trials import Trials
 
-from .breaker import BreakerKey, Breakers, BreakerSettings
+from .breaker import Breakers, BreakerSettings
 from .key_verdict import Verdict
 from .keypool import KeyPool
 from .providers import RuntimeKey
@@ -98,16 +98,16 @@ class Health:
             self._tell_key(report, key.hint)
         return reports
 
-    def failed(self, key: BreakerKey) -> BreakerReport | None:
+    def failed(self, subject: BreakerSubject) -> BreakerReport | None:
         """A request failed that its breaker had admitted. A report when the breaker opens, for counting."""
-        report = self.breakers.failed(key, self._clock(), self._wall())
+        report = self.breakers.failed(subject, self._clock(), self._wall())
         if report is not None:
             self._opened(report)
         return report
 
-    def succeeded(self, key: BreakerKey) -> None:
+    def succeeded(self, subject: BreakerSubject) -> None:
         """A request went well that its breaker had admitted. Needless while `breakers.tracked` is empty."""
-        self.breakers.succeeded(key, self._clock())
+        self.breakers.succeeded(subject, self._clock())
 
     # --- trials
 
@@ -120,38 +120,38 @@ class Health:
             return
         self._waiting[seq] = _Question(subject, limit, self._clock() + _ANSWER_WITHIN, answered)
 
-    def trial_ended(self, subject: TrialSubject, outcome: TrialOutcome) -> BreakerReport | None:
-        """What came of a granted trial. A report when it opens or closes a breaker here, for counting.
-
-        Of a key: `failed` after its refusal was `mark`ed; `passed` on any other answer of the provider.
+    def key_trial_ended(self, provider_name: str, key: RuntimeKey, outcome: TrialOutcome) -> tuple[KeyReport, ...]:
+        """What came of a granted trial of a key: `failed` when it was refused again, which is `mark`ed besides;
+        `passed` on an answer that only an accepted key gets. The changes, for counting.
         """
+        subject = KeySubject(provider_name, key.digest)
+        self._trials.ended(subject, _SELF, outcome)
+        self._send(TrialEnded(subject, outcome))
+        pool = self.pools.get(provider_name)
+        if outcome != "passed" or pool is None:
+            return ()
+        reports = pool.recovered(key, self._clock(), self._wall())
+        for report in reports:
+            self._tell_key(report, key.hint)
+        return reports
+
+    def breaker_trial_ended(self, subject: BreakerSubject, outcome: TrialOutcome) -> BreakerReport | None:
+        """What came of a granted trial of a breaker. A report when that opens or closes it here, for counting."""
         now, wall = self._clock(), self._wall()
         conclusion = self._trials.ended(subject, _SELF, outcome)
-        if isinstance(subject, KeySubject):
-            self._send(TrialEnded(subject, outcome))
-            pool = self.pools.get(subject.provider)
-            key = pool.key(subject.key_sha256) if pool is not None else None
-            if outcome == "passed" and pool is not None and key is not None:
-                for report in pool.recovered(key, now, wall):
-                    self._tell_key(report, key.hint)
-            return None
-        return self._breaker_trial_ended(subject, outcome, now, wall, recovered=conclusion == "recovered")
-
-    def _breaker_trial_ended(
-        self, subject: BreakerSubject, outcome: TrialOutcome, now: float, wall: float, *, recovered: bool
-    ) -> BreakerReport | None:
-        key = (subject.provider, subject.route, subject.model)
         if outcome == "failed":
-            reopened = self.breakers.reopen(key, now, wall)
-            self._send(TrialEnded(subject, outcome, reopened.until if reopened is not None else now))
-            if reopened is not None:
-                self._opened(reopened)
+            reopened = self.breakers.trial_failed(subject, now, wall)
+            if reopened is None:
+                self._send(TrialEnded(subject, "unknown"))
+                return None
+            self._send(TrialEnded(subject, outcome, reopened.until))
+            self._opened(reopened)
             return reopened
         self._send(TrialEnded(subject, outcome))
-        closed = self.breakers.close(key, now, wall) if recovered else None
+        closed = self.breakers.close(subject, now, wall) if conclusion == "recovered" else None
         if closed is not None:
-            log.info("closing a circuit breaker", provider_name=key[0], route=key[1], model=key[2])
             self._send(closed)
+            log.info("closing a circuit breaker", provider_name=closed.provider, route=closed.route, model=closed.model)
         return closed
 
     def _grant(self, subject: TrialSubject, limit: int) -> bool:
@@ -159,7 +159,7 @@ class Health:
 
     def _answer(self, subject: TrialSubject, answered: Callable[[bool], None], *, granted: bool) -> None:
         if not granted and isinstance(subject, BreakerSubject):
-            self.breakers.denied((subject.provider, subject.route, subject.model), self._clock())
+            self.breakers.denied(subject, self._clock())
         answered(granted)
 
     def _answer_alone(self, seq: int) -> None:

@@ -75,21 +75,23 @@ _CALL_DENIED: Final = frozenset(
         "permissiondenied",  # Azure, 401
         "permission_error",
         "model_not_allowed",
-        "key_model_access_denied",  # LiteLLM, 401
+        "key_model_access_denied",  # LiteLLM, 401 or 403
         "team_model_access_denied",
+        "user_model_access_denied",
+        "org_model_access_denied",
     )
 )
 _CALL_DENIED_PROSE: Final = ("You have insufficient permissions for this operation",)
 _REQUEST_TOO_LARGE_PROSE: Final = ("Request too large for",)
 """OpenAI's 429 for a request that its limit can never hold: waiting does not help, and others are not affected."""
 
-VerdictReason = Literal["rate_limited", "quota", "refused"]
+VerdictKind = Literal["rate_limited", "quota", "refused"]
 
 
 class Verdict(Struct, frozen=True):
     """`rate_limited`: the key for this model; `quota`: the whole key; `refused`: the key itself is not accepted."""
 
-    reason: VerdictReason
+    kind: VerdictKind
     wait: float = 0.0
     """Seconds for which the key is not used; of `refused` the pool knows better."""
 

@@ -41,6 +41,8 @@ _ASK_AGAIN: Final = 1.0
 _REMEMBERED: Final = 3600.0
 """Seconds after which nobody needs to be told of a recovery, and a limit no longer speaks against a key."""
 
+_NO_NEWS: Final = 1.0
+"""Seconds by which an answer has to prolong a wait that is known: many requests may be limited at once."""
 _SAME_TIME: Final = 1e-3
 """Seconds: a refusal that is no older than that against a recovery holds. Deadlines are rounded."""
 
@@ -100,16 +102,21 @@ class _KeyState:
     def suspect(self) -> bool:
         return self.suspect_since > _NEVER and self.suspect_since + _SAME_TIME >= self.recovered_at
 
+    def cools_until(self, model: str) -> float:
+        """An empty model: the whole key."""
+        if not model:
+            return self.spent[0]
+        return self.cooling[model][0] if model in self.cooling else _NEVER
+
     def cool(self, model: str, until: float, at: float) -> bool:
-        """Whether that is later than was known. An empty model: the whole key."""
+        """Whether that is later than was known."""
         self.limited_until = max(self.limited_until, until)
-        known = self.cooling.get(model) if model else self.spent
-        if known is not None and until <= known[0]:
+        if until <= self.cools_until(model):
             return False
         if not model:
             self.spent = (until, at)
             return True
-        if known is None and len(self.cooling) >= _COOLING_MODELS_MAX:
+        if model not in self.cooling and len(self.cooling) >= _COOLING_MODELS_MAX:
             self.cooling.popitem(last=False)
         self.cooling[model] = (until, at)
         self.cooling.move_to_end(model)
@@ -137,7 +144,7 @@ class _KeyState:
     def cooling_for(self, model: str, now: float) -> tuple[float, KeyReason]:
         """Seconds until it has cooled, not above 0 when it has; and what of."""
         spent = self.spent[0] - now
-        limited = self.cooling[model][0] - now if model in self.cooling else _NEVER
+        limited = self.cools_until(model) - now
         return (limited, "rate_limited") if limited > spent else (spent, "quota")
 
     def plain(self, now: float) -> bool:
@@ -231,12 +238,13 @@ class KeyPool:
     ) -> Chosen:
         """`spread` lets new sessions and calls without one do the trials: others would lose their prompt caches."""
         kept = self._kept(session, usable)
-        if kept is not None:
-            return Chosen(kept, passed)
-        if triable and (try_suspects or not usable):
+        if kept is None and triable and (try_suspects or not usable):
             key = triable[0]
             self._states[key.digest].ask_after = now + _ASK_AGAIN
             return Chosen(key, passed, needs_trial=True)
+        passed += tuple((key.hint, "refused") for key in triable)
+        if kept is not None:
+            return Chosen(kept, passed)
         if self.selection == "primary":
             return Chosen(usable[0], passed)
         key = self._spread(usable, session, now)
@@ -273,7 +281,7 @@ class KeyPool:
         state = self._states.get(key.digest)
         if state is None:
             return ()
-        if verdict.reason == "refused":
+        if verdict.kind == "refused":
             if state.suspect and now < state.suspect_until:
                 return ()
             strikes = state.strikes + 1 if state.suspect else 1
@@ -282,8 +290,11 @@ class KeyPool:
         recovered: tuple[KeyReport, ...] = ()
         if state.suspect and now >= state.suspect_until:
             recovered = self.recovered(key, now, wall)
-        cooled = model if verdict.reason == "rate_limited" else ""
-        report = self._report(key.digest, "cooling", verdict.reason, now + verdict.wait, wall, model=cooled)
+        cooled = model if verdict.kind == "rate_limited" else ""
+        known = state.cools_until(cooled)
+        if now < known and now + verdict.wait < known + _NO_NEWS:
+            return recovered
+        report = self._report(key.digest, "cooling", verdict.kind, now + verdict.wait, wall, model=cooled)
         return recovered + self._told(report, now)
 
     def recovered(self, key: RuntimeKey, now: float, wall: float) -> tuple[KeyReport, ...]:
@@ -301,7 +312,7 @@ class KeyPool:
         elif report.state == "suspect":
             changed = state.refuse(refused_at(report), until, report.strikes, report.at)
         else:
-            changed = state.recover(until or now, report.at)
+            changed = bool(report.until) and state.recover(until, report.at)
         self._judge(now)
         return changed
 
