@@ -19,7 +19,16 @@ import structlog
 from ostiary.wire.content_coding import CodingError, Decoder, UnsupportedCodingError, decoder_for
 
 from .dump_files import REQUEST, REQUEST_ERROR, RESPONSE, DumpFiles, Place, place_of
-from .dump_text import DECODED_LINE, Redactor, field_of, masked_head, masked_query, request_text, secrets_of
+from .dump_text import (
+    DECODED_LINE,
+    DECODED_MAX,
+    Redactor,
+    field_of,
+    masked_head,
+    masked_query,
+    request_text,
+    secrets_of,
+)
 
 log = structlog.get_logger()
 
@@ -34,7 +43,6 @@ _BUFFER_MAX: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 1.0
 """What was told is in its file after this, or after `_BUFFER_MAX` bytes, or at the attempt's end."""
 _WARNING_INTERVAL: Final = 30.0
-_DECODED_MAX: Final = 1 << 40
 
 
 class Dumps:
@@ -183,7 +191,7 @@ class _Record:
     def response_head(self, head: bytes) -> None:
         lines = masked_head(head)
         with suppress(UnsupportedCodingError):  # then the body is kept as it comes
-            self._decoder = decoder_for(field_of(head, b"content-encoding"), _DECODED_MAX)
+            self._decoder = decoder_for(field_of(head, b"content-encoding"), DECODED_MAX)
         if self._decoder is not None:
             lines += DECODED_LINE
         self._response.write(lines + b"\r\n")
@@ -304,7 +312,7 @@ class _Writer(threading.Thread):
             if now - flushed_at >= _FLUSH_SECONDS:
                 flushed_at = now
                 self._flush_all()
-            if self._files.removal_due:
+            if self._files.removal_due():
                 self._remove_oldest()
         self._flush_all()
 

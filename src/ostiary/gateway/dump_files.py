@@ -28,6 +28,8 @@ PASSTHROUGH: Final = "passthrough"
 _LOCK: Final = ".lock"
 _NAME_MAX: Final = 180
 """Bytes of UTF-8; with what stands around it a name stays below the 255 of a file system."""
+_TEXT_MAX: Final = 512
+"""Characters that are looked at: a model's name can be as long as a request."""
 _NAMED_BY_US: Final = re.compile(r"([0-9]{1,16})-.+\.(?:req|resp|req_error)\.txt", re.DOTALL)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,6 +43,7 @@ _BETWEEN_LOOKS: Final = 1 / 32
 
 def name_of(text: str) -> str:
     """One file name that says `text`: `/` and what cannot be printed become `-`, and it is neither hidden nor too long."""
+    text = text[:_TEXT_MAX]
     name = "".join(char if char.isprintable() and char not in "/\\" else "-" for char in text)
     if not name or name[0] in ".-" or name == PASSTHROUGH:
         name = "_" + name
@@ -78,7 +81,6 @@ class DumpFiles:
         self._total_max = total_max_bytes
         self._written = 0
 
-    @property
     def removal_due(self) -> bool:
         """Whether enough was written to look for what to remove."""
         return self._written > self._total_max * _BETWEEN_LOOKS

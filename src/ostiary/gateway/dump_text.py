@@ -37,10 +37,15 @@ _SIGV4: Final = re.compile(
 _BETWEEN_CREDENTIALS: Final = re.compile(rb'[\s,;"]+')
 _QUERY: Final = re.compile(rb"([?&;])([^=&;#?\s]+)=([^&;#\s]*)")
 
+DECODED_MAX: Final = 1 << 40
+"""Bytes; what is kept of a body is bounded where it is kept."""
 DECODED_LINE: Final = b"X-Ostiary-Dump: the body is stored without its content coding\r\n"
+_USERINFO: Final = re.compile(rb"(://)[^/?#\s]+@")
 
 _SHORTEST_SECRET: Final = 8
 """Bytes; what is shorter would be found everywhere."""
+_SECRETS_MAX: Final = 64
+"""Of one request; a head full of cookies would make every piece of its answer slow to look through."""
 _FORMAT_MAX: Final = 4 * 1024 * 1024
 _TOKENS_MAX: Final = 200_000
 _STRUCTURE: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
@@ -77,8 +82,10 @@ def masked_head(head: bytes) -> bytes:
 
 
 def masked_query(text: bytes) -> bytes:
-    """Text with the values of secret query parameters masked, wherever a query stands in it."""
-    return _QUERY.sub(_masked_parameter, text) if b"=" in text else text
+    """Text with what is secret in its URLs masked: the values of query parameters, and names and passwords before a host."""
+    if b"=" in text:
+        text = _QUERY.sub(_masked_parameter, text)
+    return _USERINFO.sub(rb"\1...@", text) if b"@" in text else text
 
 
 def _masked_parameter(found: re.Match[bytes]) -> bytes:
@@ -105,12 +112,15 @@ def _masked(value: bytes) -> bytes:
 
 def secrets_of(head: bytes) -> tuple[bytes, ...]:
     """What authenticates a request, the longest first."""
-    found = {value for _, name, value in _QUERY.findall(head) if is_secret(unquote_to_bytes(name))}
+    found = [value for _, name, value in _QUERY.findall(head) if is_secret(unquote_to_bytes(name))]
+    cookies: list[bytes] = []
     for line in _END_OF_LINE.split(head):
         name, _, value = line.partition(b":")
         if is_secret(name.strip()):
-            found.update(_credentials(value.strip()))
-    return tuple(sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True))
+            kept = cookies if name.lower() == b"cookie" else found
+            kept.extend(_credentials(value.strip()))
+    long = [secret for secret in dict.fromkeys(found + cookies) if len(secret) >= _SHORTEST_SECRET]
+    return tuple(sorted(long[:_SECRETS_MAX], key=len, reverse=True))
 
 
 def _credentials(value: bytes) -> list[bytes]:
@@ -184,7 +194,7 @@ def request_text(head: bytes, body: bytes, cap: int) -> bytes:
 def _plain(body: bytes, coding: bytes, cap: int) -> bytes:
     """The body without its content coding; as it is when that cannot be undone."""
     try:
-        decoder = decoder_for(coding, cap + 1)
+        decoder = decoder_for(coding, DECODED_MAX)
         if decoder is None:
             return body
         pieces = []
