@@ -1,11 +1,20 @@
-"""By what a machine is known to its control plane."""
+"""By what a machine is known to its control plane, and how much it tells."""
 
 import uuid
 from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from ostiary.link.status import REPLICA_FILE, replica_id
+from ostiary.core.health import BreakerStateName, KeyStateName
+from ostiary.link.health_records import BreakerHealth, Cooling, KeyHealth, Transition
+from ostiary.link.status import (
+    MAX_BREAKERS_SIZE,
+    MAX_KEYS_SIZE,
+    REPLICA_FILE,
+    breaker_statuses,
+    key_statuses,
+    replica_id,
+)
 
 
 def test_a_data_directory_has_one_id_for_good(tmp_path: Path) -> None:
@@ -33,3 +42,27 @@ def test_where_it_cannot_be_kept_there_is_one_all_the_same(tmp_path: Path) -> No
         made = replica_id(tmp_path / "missing")
     assert str(uuid.UUID(made)) == made
     assert [entry["event"] for entry in logs] == ["failing to keep the id of this gateway"]
+
+
+def health_of(number: int, state: KeyStateName, model: str = "m" * 500) -> KeyHealth:
+    timeline = tuple(Transition(number, "cooling", "rate_limited", model, number, 0) for number in range(32))
+    cooling = (Cooling(model, "rate_limited", 1),) * 32
+    return KeyHealth("pool", f"{number}", "sk-1...wxyz", state, "rate_limited", 1, model, 1, 0, cooling, timeline)
+
+
+def test_the_history_of_keys_is_told_as_far_as_there_is_room() -> None:
+    for keys, told, newest in ((1, 1, 32), (20, 20, 8), (3000, 500, 0)):
+        statuses = key_statuses([health_of(number, "suspect" if number < 500 else "usable") for number in range(keys)])
+        assert sum(one.ByteSize() for one in statuses) <= MAX_KEYS_SIZE
+        assert [one.key_id for one in statuses] == [str(number) for number in range(told)]
+        assert {len(one.timeline) for one in statuses} == {newest}
+        assert all(one.timeline[-1].at == 31 for one in statuses if newest)
+
+
+def test_breakers_that_are_not_closed_are_told_first() -> None:
+    states: list[BreakerStateName] = ["closed", "open", "half_open"]
+    many = [BreakerHealth("pool", "/v1", f"{number}{'m' * 500}", states[number % 3], 1, 1) for number in range(900)]
+    told = breaker_statuses(many)
+    assert sum(one.ByteSize() for one in told) <= MAX_BREAKERS_SIZE
+    assert 200 < len(told) < 600
+    assert "closed" not in [one.state for one in told]

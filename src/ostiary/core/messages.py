@@ -90,8 +90,6 @@ class MachineState(Struct, frozen=True, tag=True):
 
     ready: bool
     link_up: bool
-    grace_left: float = 0.0
-    """Seconds for which earlier authorisations may still be used while the control plane is away."""
 
 
 class AskMetrics(Struct, frozen=True, tag=True):

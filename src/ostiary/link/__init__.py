@@ -14,6 +14,9 @@
 `workers`         the workers' sockets, readiness of the machine
 `channel`         one worker's socket
 `status`          what the machine tells of itself
+`health`          how keys and breakers fare: what workers say of them, half-open trials
+`health_records`  one key, one breaker
+`health_metrics`  both as metrics
 `metrics_sum`     the counters of all workers as those of one machine
 `metrics_page`    `GET /metrics`
 

@@ -54,7 +54,7 @@ _REFUSALS: Final = {
     WireRefusal.AUTHORIZATION_REFUSAL_DELETED: Refusal.DELETED,
 }
 
-Reply = Callable[[Authorization], None]
+Reply = Callable[[Authorization], object]
 
 
 @dataclass(slots=True)

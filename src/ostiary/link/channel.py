@@ -3,16 +3,19 @@
 Rules
 - Frames of `core.messages`. What is not one is a bug of ours or of another build: the socket is closed and told.
 - A revocation is never dropped: what does not fit any more becomes the order to ask for every known token again.
+- Nor is how keys and breakers fare: a worker that missed some of it is told all of it once it reads again.
 - Bounded: a worker that does not read gets the newest snapshot and state once it reads again, and its answers are
   dropped beyond `MAX_UNREAD` bytes; it asks again.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol, cast
 
 import msgspec
 import structlog
 
+from ostiary.core.health import BreakerReport, KeyReport, TrialAnswer
 from ostiary.core.messages import (
     AskMetrics,
     Authorization,
@@ -36,6 +39,9 @@ class Owner(Protocol):
 
     def worker_said(self, channel: "Channel", message: WorkerMessage) -> None: ...
 
+    def worker_reads_again(self, channel: "Channel") -> None:
+        """It has missed reports: `share_all` them."""
+
     def worker_lost(self, channel: "Channel") -> None: ...
 
 
@@ -49,6 +55,7 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader: FrameReader[WorkerMessage] = FrameReader(WorkerMessage)
         self._paused = False
+        self._missed_reports = False
         self._later: dict[type[Snapshot | MachineState | Revoked], Snapshot | MachineState | Revoked] = {}
 
     def revoke(self, message: Revoked) -> None:
@@ -64,13 +71,27 @@ class Channel(asyncio.Protocol):
         else:
             self._write(message)
 
-    def answer(self, message: Authorization | AskMetrics) -> None:
+    def share(self, report: KeyReport | BreakerReport) -> None:
+        if self._paused:
+            self._missed_reports = True
+        else:
+            self._write(report)
+
+    def share_all(self, reports: Iterable[KeyReport | BreakerReport]) -> None:
+        """All that holds. Written also when it is a lot, or a worker would never have the last of it."""
+        self._missed_reports = False
+        for report in reports:
+            self._write(report)
+
+    def answer(self, message: Authorization | AskMetrics | TrialAnswer) -> bool:
+        """Whether it could be said."""
         if self._unread > MAX_UNREAD:
             if not self.dropped:
                 log.warning("dropping answers to a worker that does not read", worker=self.worker)
             self.dropped += 1
-            return
+            return False
         self._write(message)
+        return True
 
     @property
     def _unread(self) -> int:
@@ -107,6 +128,8 @@ class Channel(asyncio.Protocol):
         later, self._later = self._later, {}
         for message in later.values():
             self.send(message)
+        if self._missed_reports and not self._paused:
+            self._owner.worker_reads_again(self)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None

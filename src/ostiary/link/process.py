@@ -23,6 +23,8 @@ from .authorizations import Authorizations, Memory
 from .cache import Cache, CacheKeeper
 from .client import ControlClient
 from .connection import Connection
+from .health import Board
+from .health_metrics import HealthMetrics
 from .journal_shipper import ShipperMetrics
 from .metrics_page import MetricsServer
 from .shipper import Shipper
@@ -36,7 +38,7 @@ log = structlog.get_logger(__name__)
 EXIT_REFUSED = 1
 EXIT_RECORDS_LEFT = 3
 STATE_INTERVAL = 5.0
-"""Seconds between two tellings of the machine's state, and between two notes of the last contact."""
+"""Seconds between two looks whether the grace has run out, and between two notes of the last contact."""
 HURRIED = 2.0
 """Seconds to ship what is left once told to cut; none when nobody is there to take it."""
 BEAT_FILE = "link-beat"
@@ -101,10 +103,13 @@ class _Link:
             notice=lambda reached: self._poll.notice(reached=reached),
             loaded=self._loaded,
         )
+        self._board = Board(time.monotonic, time.time)
+        self._health_metrics = HealthMetrics()
         self._workers = Workers(
             boot.workers,
             self._connection,
             self._authorizations,
+            self._board,
             on_ready=lambda: supervision.report(MachineReady()),
             on_gone=self._shipper.look_now,
         )
@@ -113,6 +118,7 @@ class _Link:
             self._connection,
             self._workers,
             self._shipper,
+            self._board,
             data_dir=Path(settings.data_dir),
             mode=settings.mode,
             served=lambda: self._poll.snapshot,
@@ -130,7 +136,7 @@ class _Link:
         background = [
             asyncio.create_task(self._poll.run()),
             asyncio.create_task(self._shipper.run()),
-            asyncio.create_task(self._repeat_state()),
+            asyncio.create_task(self._watch_grace()),
             asyncio.create_task(self._status.run()),
             *([asyncio.create_task(self._keeper.run())] if self._keeper is not None else []),
             *(asyncio.create_task(watch.run()) for watch in self._watches),
@@ -228,10 +234,11 @@ class _Link:
             for watch in self._watches:
                 watch.look_now()
 
-    async def _repeat_state(self) -> None:
+    async def _watch_grace(self) -> None:
         while True:
             await asyncio.sleep(STATE_INTERVAL)
-            self._workers.repeat_state()
+            # the grace may have run out
+            self._workers.tell_state()
             if self._connection.up:
                 self._beat.note()
 
@@ -239,7 +246,10 @@ class _Link:
 
     async def _families(self) -> list[Family]:
         workers = await self._workers.metrics()
-        return [*workers, *self._registry.report(), *await self._gauges()]
+        return [*workers, *self._registry.report(), *self._health(), *await self._gauges()]
+
+    def _health(self) -> list[Family]:
+        return self._health_metrics.families(self._board.key_health(), self._board.breaker_health())
 
     async def _gauges(self) -> list[Family]:
         live, adopted = self._shipper.counts()

@@ -3,7 +3,8 @@
 Rules
 - It is a courtesy: a report that fails is tried with the next one, and judges nothing about the link.
 - A machine is known by a UUID in its data directory, made on the first start.
-- Ids and numbers only: what is served and shipped, no key and no content.
+- Ids, masked hints and numbers only: what is served and shipped, how keys and breakers fare, no key and no content.
+- It is of a size that the control plane takes: when there is too much, the history of keys is told shorter or not at all.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,10 +21,20 @@ import structlog
 
 from ostiary import __version__
 from ostiary.core.messages import Snapshot
-from ostiary.rpc.ostiary_pb2 import JournalStatus, ReportStatusRequest, WorkerStatus
+from ostiary.rpc.ostiary_pb2 import (
+    BreakerStatus,
+    JournalStatus,
+    KeyCooling,
+    KeyStatus,
+    KeyTransition,
+    ReportStatusRequest,
+    WorkerStatus,
+)
 
 from .client import ControlClient, ControlFailure
 from .connection import Connection
+from .health import Board
+from .health_records import TIMELINE, BreakerHealth, KeyHealth
 from .shipper import Shipper
 from .workers import Workers, WorkerState
 
@@ -33,8 +44,12 @@ STATUS_INTERVAL = 10.0
 LOOK_INTERVAL = 0.5
 """Seconds between two looks whether something has changed."""
 REPLICA_FILE = "replica-id"
+MAX_KEYS_SIZE = 512 * 1024
+"""Bytes for all keys of a report; the control plane takes 1 MiB in all."""
+MAX_BREAKERS_SIZE = 128 * 1024
+_MAX_TROUBLED = 1000
 
-_State = tuple[int, tuple[WorkerState, ...], tuple[tuple[str, str], ...]]
+_State = tuple[int, tuple[WorkerState, ...], tuple[tuple[str, str], ...], int]
 
 
 class StatusReports:
@@ -46,6 +61,7 @@ class StatusReports:
         connection: Connection,
         workers: Workers,
         shipper: Shipper,
+        board: Board,
         *,
         data_dir: Path,
         mode: Literal["embedded", "standalone"],
@@ -55,6 +71,7 @@ class StatusReports:
         self._connection = connection
         self._workers = workers
         self._shipper = shipper
+        self._board = board
         self._data_dir = data_dir
         self._mode = mode
         self._served = served
@@ -75,10 +92,11 @@ class StatusReports:
     def _state(self) -> _State:
         snapshot = self._served()
         errors = tuple(sorted(self._workers.provider_errors().items()))
-        return (snapshot.revision if snapshot is not None else 0), tuple(self._workers.states()), errors
+        revision = snapshot.revision if snapshot is not None else 0
+        return revision, tuple(self._workers.states()), errors, self._board.changes()
 
     async def _report(self, replica: str, state: _State) -> None:
-        revision, workers, errors = state
+        revision, workers, errors, _ = state
         status = ReportStatusRequest(
             replica_id=replica,
             hostname=socket.gethostname(),
@@ -86,6 +104,8 @@ class StatusReports:
             mode=self._mode,
             revision=revision,
             workers=[WorkerStatus(**worker._asdict()) for worker in workers],
+            keys=key_statuses(self._board.key_health()),
+            breakers=breaker_statuses(self._board.breaker_health()),
             journals=[JournalStatus(**journal._asdict()) for journal in await self._shipper.states()],
             provider_errors=dict(errors),
         )
@@ -97,6 +117,43 @@ class StatusReports:
             self._told = failure.code.value
         else:
             self._told = None
+
+
+def key_statuses(keys: list[KeyHealth]) -> list[KeyStatus]:
+    """All keys with as much of their history as there is room for; of too many those that cannot be used."""
+    for told in _shorter(keys):
+        if sum(one.ByteSize() for one in told) <= MAX_KEYS_SIZE:
+            return told
+    return []
+
+
+def _shorter(keys: list[KeyHealth]) -> Iterator[list[KeyStatus]]:
+    for newest in (TIMELINE, 8, 2, 0):
+        yield [_key_status(key, newest) for key in keys]
+    troubled = [key._replace(cooling=()) for key in keys if key.state != "usable"]
+    yield [_key_status(key, 0) for key in troubled[:_MAX_TROUBLED]]
+
+
+def _key_status(key: KeyHealth, newest: int) -> KeyStatus:
+    history = key.timeline[-newest:] if newest else ()
+    fields = key._asdict() | {
+        "cooling": [KeyCooling(**one._asdict()) for one in key.cooling],
+        "timeline": [KeyTransition(**one._asdict()) for one in history],
+    }
+    return KeyStatus(**fields)
+
+
+def breaker_statuses(breakers: list[BreakerHealth]) -> list[BreakerStatus]:
+    """Those that are not closed first, as many as there is room for."""
+    told: list[BreakerStatus] = []
+    size = 0
+    for breaker in sorted(breakers, key=lambda one: one.state == "closed"):
+        status = BreakerStatus(**breaker._asdict())
+        size += status.ByteSize()
+        if size > MAX_BREAKERS_SIZE:
+            break
+        told.append(status)
+    return told
 
 
 def replica_id(data_dir: Path) -> str:

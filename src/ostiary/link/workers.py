@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
+from ostiary.core.health import AskTrial, BreakerReport, KeyReport, TrialAnswer, TrialEnded
 from ostiary.core.messages import (
     AskAuthorization,
     AskMetrics,
@@ -31,6 +32,7 @@ from .authorizations import Authorizations
 from .backoff import happens
 from .channel import Channel
 from .connection import Connection
+from .health import Board
 from .metrics_sum import MachineMetrics
 
 log = structlog.get_logger(__name__)
@@ -73,6 +75,7 @@ class Workers:
         expected: int,
         connection: Connection,
         authorizations: Authorizations,
+        board: Board,
         *,
         on_ready: Callable[[], None],
         on_gone: Callable[[], None],
@@ -80,6 +83,7 @@ class Workers:
         self._expected = expected
         self._connection = connection
         self._authorizations = authorizations
+        self._board = board
         self._on_ready = on_ready
         self._on_gone = on_gone
         self._channels: dict[int, Channel] = {}
@@ -122,6 +126,7 @@ class Workers:
     def load(self, snapshot: Snapshot) -> None:
         """Serve from this."""
         self._snapshot = snapshot
+        self._board.serve(snapshot.providers)
         for channel in self._channels.values():
             channel.send(snapshot)
 
@@ -136,15 +141,10 @@ class Workers:
         if state.ready and not self._was_ready:
             self._was_ready = True
             self._on_ready()
-        told = self._told
-        if told is None or (told.ready, told.link_up) != (state.ready, state.link_up):
-            self.repeat_state()
-
-    def repeat_state(self) -> None:
-        """The same regardless: while the control plane is away the grace runs down."""
-        self._told = self._state()
-        for channel in self._channels.values():
-            channel.send(self._told)
+        if state != self._told:
+            self._told = state
+            for channel in self._channels.values():
+                channel.send(state)
 
     async def metrics(self) -> list[Family]:
         """What all workers counted, asked for now."""
@@ -164,13 +164,23 @@ class Workers:
             channel.close()
 
     def _state(self) -> MachineState:
-        grace = self._connection.grace_left
         # a control plane without any provider has revision 0, which a worker can serve from too
         loaded = self._snapshot.revision if self._snapshot is not None else None
         serving = sum(1 for said in self._serving.values() if said.revision > 0 or said.revision == loaded)
-        return MachineState(
-            ready=serving >= self._expected and grace > 0, link_up=self._connection.up, grace_left=grace
-        )
+        ready = serving >= self._expected and self._connection.grace_left > 0
+        return MachineState(ready, self._connection.up)
+
+    def _answer_trial(self, channel: Channel, question: AskTrial) -> None:
+        granted = self._board.ask(channel.worker, question)
+        said = channel.answer(TrialAnswer(question.seq, granted))
+        if granted and not said:
+            self._board.ended(channel.worker, TrialEnded(question.subject, "unknown"))
+
+    def _share(self, report: KeyReport | BreakerReport, but: Channel | None = None) -> None:
+        """Tell all workers, not the one that said it."""
+        for channel in self._channels.values():
+            if channel is not but:
+                channel.share(report)
 
     # --- channel.Owner
 
@@ -197,6 +207,18 @@ class Workers:
                 self.tell_state()
             case WorkerHello():
                 self._greet(worker, message)
+                channel.share_all(self._board.reports())
+            case KeyReport() | BreakerReport():
+                if self._board.take(message):
+                    self._share(message, but=channel)
+            case AskTrial():
+                self._answer_trial(channel, message)
+            case TrialEnded():
+                if (report := self._board.ended(worker, message)) is not None:
+                    self._share(report)
+
+    def worker_reads_again(self, channel: Channel) -> None:
+        channel.share_all(self._board.reports())
 
     def worker_lost(self, channel: Channel) -> None:
         worker = channel.worker
@@ -211,6 +233,7 @@ class Workers:
         """All that held for its socket; its counters stay."""
         del self._channels[worker]
         self._serving.pop(worker, None)
+        self._board.gone(worker)
         if worker in self._journals:
             self._metrics.disconnected(self._journals[worker])
         for question in self._questions.values():

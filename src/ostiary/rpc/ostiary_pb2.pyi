@@ -244,32 +244,72 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., pid: _Optional[int] = ..., journal_id: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class KeyStatus(_message.Message):
-    __slots__ = ("provider", "key_id", "hint", "state", "reason", "until")
+    __slots__ = ("provider", "key_id", "hint", "state", "reason", "until", "model", "since", "strikes", "cooling", "timeline")
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_FIELD_NUMBER: _ClassVar[int]
+    COOLING_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
     provider: str
     key_id: str
     hint: str
     state: str
     reason: str
     until: int
-    def __init__(self, provider: _Optional[str] = ..., key_id: _Optional[str] = ..., hint: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., until: _Optional[int] = ...) -> None: ...
+    model: str
+    since: int
+    strikes: int
+    cooling: _containers.RepeatedCompositeFieldContainer[KeyCooling]
+    timeline: _containers.RepeatedCompositeFieldContainer[KeyTransition]
+    def __init__(self, provider: _Optional[str] = ..., key_id: _Optional[str] = ..., hint: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., until: _Optional[int] = ..., model: _Optional[str] = ..., since: _Optional[int] = ..., strikes: _Optional[int] = ..., cooling: _Optional[_Iterable[_Union[KeyCooling, _Mapping]]] = ..., timeline: _Optional[_Iterable[_Union[KeyTransition, _Mapping]]] = ...) -> None: ...
+
+class KeyCooling(_message.Message):
+    __slots__ = ("model", "reason", "until")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    reason: str
+    until: int
+    def __init__(self, model: _Optional[str] = ..., reason: _Optional[str] = ..., until: _Optional[int] = ...) -> None: ...
+
+class KeyTransition(_message.Message):
+    __slots__ = ("at", "state", "reason", "model", "until", "strikes")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_FIELD_NUMBER: _ClassVar[int]
+    at: int
+    state: str
+    reason: str
+    model: str
+    until: int
+    strikes: int
+    def __init__(self, at: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., model: _Optional[str] = ..., until: _Optional[int] = ..., strikes: _Optional[int] = ...) -> None: ...
 
 class BreakerStatus(_message.Message):
-    __slots__ = ("provider", "route", "model", "state")
+    __slots__ = ("provider", "route", "model", "state", "until", "since")
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
     provider: str
     route: str
     model: str
     state: str
-    def __init__(self, provider: _Optional[str] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+    until: int
+    since: int
+    def __init__(self, provider: _Optional[str] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., until: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
 
 class JournalStatus(_message.Message):
     __slots__ = ("journal_id", "appended_seq", "acked_seq", "bytes", "live")

@@ -7,10 +7,11 @@ A change that old clients can ignore raises the minor, any other the major. Hist
 1.1  ProviderConfigurator.GetAIProviders
 1.2  ProviderConfigurator.WatchAIProviders, Authorizer.WatchRevocations, IsAuthorizedResponse.seq
 1.3  Fleet.ReportStatus
+1.4  KeyStatus.model, since, strikes, cooling, timeline; BreakerStatus.until, since
 """
 
 MAJOR = 1
-MINOR = 3
+MINOR = 4
 CURRENT = f"{MAJOR}.{MINOR}"
 
 HEADER_GATEWAY_KEY = "X-Ostiary-Gateway-Key"
