@@ -1,21 +1,24 @@
 """Every decision about a request. Pure: what it needs comes in, what is to be done comes out.
 
 In the order of a request's life (design §5): `credential_of` says who asks, `identified` whether they may, `locate` and
-`admit` where the request goes, `choose_key` and `own_credential` with which credential. A `Refusal` ends it.
+`admit` where the request goes, `check` whether it can be served, `own_credential` with which credential of the client's own;
+the rest are the refusals for want of a key or of an upstream. A `Refusal` ends a request.
 """
 
 from typing import Final
 
 from msgspec import Struct
 
+from ostiary.core.health import BreakerSubject
 from ostiary.core.identity import Identity
 from ostiary.core.identity import Refusal as TokenRefusal
-from ostiary.core.records import CredentialKind
 from ostiary.core.secret import mask
 from ostiary.http1.fields import CREDENTIALS
+from ostiary.wire.facts import RequestFacts
 
 from .authorizations import Answer, Unavailable
-from .providers import RuntimeKey, RuntimeProvider
+from .keypool import Exhausted
+from .providers import RuntimeProvider
 from .refusals import Refusal
 from .routes import Route, Target, path_problem
 from .snapshot import Snapshot
@@ -131,18 +134,33 @@ _BYOK_OFF: Final = Refusal(403, "byok_off", "Bringing your own key is turned off
 
 
 def admit(admission: Admission, method: bytes, *, byok: bool, allow_byok: bool) -> Refusal | None:
-    """Whether this request may go where its path leads."""
+    """Whether this request may go where its path leads. A provider that people bring their own token to anyway has no
+    other way of being used: `allow_byok` does not concern it."""
     if method != b"POST" and admission.route.kind == "bridged":
         return Refusal(405, "bad_method", f"{admission.route.label} takes POST only.", allow="POST")
-    return _BYOK_OFF if byok and not allow_byok else None
+    return _BYOK_OFF if byok and not allow_byok and not admission.provider.brings_own else None
+
+
+def check(facts: RequestFacts, route: Route) -> Refusal | None:
+    """Whether what the body says can be served."""
+    if facts.background:
+        return _BACKGROUND
+    if not facts.model and not route.model_optional:
+        return Refusal(400, "no_model", f'{route.label} needs a "model" in the request body; name the model to use.')
+    return None
+
+
+_BACKGROUND: Final = Refusal(
+    501,
+    "background",
+    "Background responses cannot be recorded, so they are not served. Leave out `background` or set it to false.",
+)
 
 
 class Credential(Struct, frozen=True):
-    """What authenticates the request upstream: a key of the pool, or (`key` None) what the client itself sent."""
+    """A credential of the client's own, that is among the request's fields: `hint` is it masked."""
 
-    kind: CredentialKind
     hint: str
-    key: RuntimeKey | None
 
 
 _NO_OWN_CREDENTIAL: Final = Refusal(
@@ -150,6 +168,12 @@ _NO_OWN_CREDENTIAL: Final = Refusal(
     "no_own_credential",
     "X-Ostiary-Token was sent, so your own provider credential is expected too: add it as Authorization or X-Api-Key, "
     "or send the Ostiary token as the API key to use the gateway's keys.",
+)
+_NO_OWN_TOKEN: Final = Refusal(
+    401,
+    "no_own_credential",
+    "This provider has no keys of the gateway's: everybody brings a token of their own. Send it as Authorization: "
+    "Bearer, and the Ostiary token as X-Ostiary-Token.",
 )
 
 
@@ -176,17 +200,46 @@ def own_credential(
     if not own:
         own = fields.get(b"api-key", b"") if provider.family == "openai" else b""
     if not own:
-        return _NO_OWN_CREDENTIAL
-    return Credential("byok", mask(own.decode("latin-1")), None)
+        return _NO_OWN_TOKEN if provider.brings_own else _NO_OWN_CREDENTIAL
+    return Credential(mask(own.decode("latin-1")))
 
 
-def choose_key(provider: RuntimeProvider) -> Credential | Refusal:
-    """The first key of the pool."""
-    if not provider.keys:
+def no_key(provider: RuntimeProvider) -> Refusal:
+    """A pool without a key."""
+    return Refusal(
+        502,
+        "no_key",
+        f"The provider {provider.name!r} has no API key. An admin can add one with `ostiary providers edit`, or send "
+        "your own beside X-Ostiary-Token.",
+    )
+
+
+def pool_exhausted(provider: RuntimeProvider, exhausted: Exhausted) -> Refusal:
+    """No key of the pool may be used now (reference D.13)."""
+    look = f"`ostiary providers keys {provider.name}` tells more to an admin"
+    if exhausted.kind == "rate_limited":
+        wait = exhausted.retry_after
         return Refusal(
-            502,
-            "no_key",
-            f"The provider {provider.name!r} has no API key. An admin can add one with `ostiary providers edit`.",
+            429,
+            "keys_rate_limited",
+            f"All keys of the provider {provider.name!r} have reached their limits. Try again in {wait} s; {look}.",
+            retry_after=wait,
         )
-    key = provider.keys[0]
-    return Credential("centralized", key.hint, key)
+    return Refusal(
+        502,
+        "keys_refused",
+        f"The provider {provider.name!r} accepts none of its keys at present. Ask an Ostiary admin; {look}.",
+    )
+
+
+def breaker_open(provider: RuntimeProvider, breaker: BreakerSubject, retry_after: int) -> Refusal:
+    """The upstream has failed too often lately (reference D.14)."""
+    model = f" for the model {breaker.model!r}" if breaker.model else ""
+    what = f"{breaker.route} of the provider {provider.name!r}{model}"
+    return Refusal(
+        503,
+        "breaker_open",
+        f"The circuit breaker is open: {what} has failed several times in a row. Try again in {retry_after} s.",
+        retry_after=retry_after,
+        overloaded=provider.adapter is None,
+    )

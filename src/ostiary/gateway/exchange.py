@@ -1,39 +1,28 @@
-"""One data-plane request, from its head to its settlement (design §5).
+"""One data-plane request, from its head to its settlement (design §5): the client's side of it.
 
-    IDENTIFY ─▶ BODY ─▶ CHECK ─▶ CONNECT ─▶ AWAIT ─▶ RELAY ─▶ DONE
-        └─────────┴───────┴─ refused ─┴── failed ──┴───────────▲
+    IDENTIFY ─▶ BODY ─▶ CHECK ─▶ ANSWER ─▶ DONE
+        └─────────┴───────┴─ refused ───────▲
 
 Rules
 - Where a token is cached and a connection idle, all of it runs in plain calls from the client's `data_received` to the
   upstream's write. What must wait (a token to look up, a connection to make) calls back into the next step.
-- Nothing of a bridged request goes upstream before its start is in the journal; from there on exactly one end follows.
-- Whoever ends the request goes through `_settle`, once.
+- Nothing of a recorded request goes upstream before its start is in the journal; from there on exactly one end follows.
+- Whoever ends the request goes through `_settle` or `_refuse`, once.
 """
 
-import asyncio
 from hashlib import sha256
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall
+import msgspec
+
+from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall, detect_client, session_id
 from ostiary.core.identity import Identity
 from ostiary.core.ids import new_id
-from ostiary.core.records import (
-    Attempt,
-    InterceptionEnd,
-    InterceptionStart,
-    Outcome,
-    Trace,
-    encode_record,
-)
+from ostiary.core.records import InterceptionEnd, InterceptionStart, Outcome, Trace, encode_record
 from ostiary.http1.errors import Failure, UpstreamError
-from ostiary.http1.fields import (
-    RESPONSE_DROPPED,
-    kept_response_lines,
-)
 from ostiary.http1.head import CHUNKED, LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
-from ostiary.http1.upstream import COMPACT_BYTES, UpstreamConnection
 from ostiary.wire.content_coding import (
     CodingError,
     DecodedTooLongError,
@@ -41,18 +30,34 @@ from ostiary.wire.content_coding import (
     decode_body,
 )
 from ostiary.wire.errors import classify, error_observer
-from ostiary.wire.facts import ProviderError, RequestError, RequestFacts
+from ostiary.wire.facts import Format, ProviderError, RequestError, RequestFacts
 from ostiary.wire.formats import observer_for, read_request
 from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
 from ostiary.wire.observer import Observer, StreamObserver
 
 from . import decide
+from .answers import ChangedAnswer
 from .authorizations import Answer
+from .dump import Attempt as DumpedAttempt
+from .dump import Dumps
 from .heads import client_head, server_timing, upstream_head, without_credentials
 from .journal import JournalError, NotDurable
-from .recording import Ending, end_record, error_type_of, error_type_of_failure, start_record, without_content
+from .keep_alive import KeepAlive
+from .providers import RuntimeKey
+from .providers.adapter import AdapterError, Prepared
+from .recording import (
+    Ending,
+    end_record,
+    error_type_of,
+    error_type_of_failure,
+    start_record,
+    upstream_failed,
+    without_content,
+)
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
+from .upload import Upload, is_form
+from .upstream_call import UpstreamCall
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -60,10 +65,8 @@ if TYPE_CHECKING:
 _IDENTIFY: Final = 0
 _BODY: Final = 1
 _CHECK: Final = 2
-_CONNECT: Final = 3
-_AWAIT: Final = 4
-_RELAY: Final = 5
-_DONE: Final = 6
+_ANSWER: Final = 3
+_DONE: Final = 4
 
 _LARGE_BODY: Final = 4 * 1024 * 1024
 """Bodies from here on are checked one at a time (design §6)."""
@@ -72,50 +75,40 @@ _LARGE_BODY: Final = 4 * 1024 * 1024
 _BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
 )
-_BACKGROUND: Final = Refusal(
-    501,
-    "background",
-    "Background responses cannot be recorded, so they are not served. Leave out `background` or set it to false.",
-)
+_HTTP_1_0: Final = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
 _NOT_RECORDED: Final = Refusal(
     500, "journal", "The request could not be recorded, so it was not sent. Try again later."
 )
 
 
 class Exchange:
-    """See the module's rules. Implements `ServerExchange` towards the client and `Consumer` towards the upstream.
+    """Implements `http1.interfaces.ServerExchange`; its `UpstreamCall` is the other side.
 
     What a request does not have keeps the class's default: most requests set few of these.
     """
 
-    _admission: decide.Admission
-    _attempts: tuple[Attempt, ...] = ()
-    _body: bytes = b""
+    admission: decide.Admission
+    may_change: bool = False
+    """The answer may have to differ from what the upstream sends."""
     _body_size: int = 0
-    _connecting: asyncio.Task[None] | None = None
+    _call: UpstreamCall | None = None
     _edits: tuple[str, ...] = ()
     _facts: RequestFacts
-    _hint: str = ""
+    _format: Format | None = None
+    """None: nothing is recorded."""
     _identity: Identity
     _inflight: list[float] | None = None
     _misplaced: frozenset[bytes] = frozenset()
     _no_memory: bool = False
     _notes: tuple[str, ...] = ()
-    _observer: Observer | None = None
-    _usage_filter: UsageChunkFilter | None = None
     _own: decide.Credential | None = None
+    _pinged: ChangedAnswer | None = None
     _presented: decide.Presented
-    _rechunked: bool = False
     _recorded: bool = False
-    _retries: int = 0
-    _reused: bool = False
-    _sent_ns: int = 0
     _splices_usage: bool = False
     _start: InterceptionStart
     _state: int = _IDENTIFY
-    _unread: int = 0
-    _upstream: UpstreamConnection | None = None
-    _upstream_head: bytes = b""
+    _upload: Upload | None = None
 
     def __init__(
         self,
@@ -125,29 +118,29 @@ class Exchange:
         target: Target,
         admission: decide.Admission | None,
     ) -> None:
-        self._t0 = perf_counter_ns()
-        self._worker = worker
-        self._connection = connection
-        self._head = head
+        self.t0 = perf_counter_ns()
+        self.worker = worker
+        self.connection = connection
+        self.head = head
         self._target = target
         self._located = admission
         self._ending = Ending()
-        self._stages: dict[str, int] = {}
+        self.stages: dict[str, int] = {}
         self.id = new_id()
 
     # --- identify, route, admit
 
     def begin(self) -> None:
         """The head has been read."""
-        presented = decide.credential_of(self._head.fields)
+        presented = decide.credential_of(self.head.fields)
         if presented is None:
             self._refuse(decide.NO_TOKEN)
             return
         self._presented = presented
         digest = sha256(presented.token).digest()
-        authorizations = self._worker.authorizations
+        authorizations = self.worker.authorizations
         answer = authorizations.lookup(digest)
-        self._connection.exchange = self
+        self.connection.exchange = self
         if answer is None:
             authorizations.ask(digest, self._identified)
         else:
@@ -161,120 +154,194 @@ class Exchange:
             self._refuse(identity)
             return
         self._identity = identity
-        worker = self._worker
-        head = self._head
+        worker = self.worker
+        head = self.head
         admission = self._located or worker.locate(head.path, self._target)
         if isinstance(admission, Refusal):
             self._refuse(admission)
             return
-        refusal = decide.admit(admission, head.method, byok=self._presented.byok, allow_byok=worker.settings.allow_byok)
-        if refusal is None and self._presented.byok:
-            fields = head.fields
-            self._misplaced = decide.misplaced_tokens(fields, self._presented.token)
-            own = decide.own_credential(admission.provider, fields, self._misplaced)
-            if isinstance(own, Refusal):
-                refusal = own
-            else:
-                self._own = own
-        if refusal is None and head.minor == 0:
-            refusal = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
-        if refusal is None and head.framing == LENGTH:
-            if worker.reserve_body(head.content_length):
-                self._body_size = head.content_length
-            else:
-                refusal = _BODY_MEMORY
+        self.admission = admission
+        refusal = self._admit(admission)
         if refusal is not None:
             self._refuse(refusal)
             return
-        self._admission = admission
-        self._stages["identify"] = perf_counter_ns()
+        self.stages["identify"] = perf_counter_ns()
         self._state = _BODY
-        self._connection.collect(worker.settings.body_max_bytes, self._reserve if head.framing == CHUNKED else None)
+        if admission.route.upload and self._format is not None and is_form(head.fields):
+            self._upload = Upload(head)
+            self.connection.stream()
+        else:
+            self.connection.collect(worker.settings.body_max_bytes, self._reserve if head.framing == CHUNKED else None)
+
+    def _admit(self, admission: decide.Admission) -> Refusal | None:
+        """Whether this request may go where its path leads, and with what; its place and memory are taken."""
+        worker = self.worker
+        head = self.head
+        presented = self._presented
+        provider, route = admission.provider, admission.route
+        refusal = decide.admit(admission, head.method, byok=presented.byok, allow_byok=worker.settings.allow_byok)
+        if refusal is not None:
+            return refusal
+        if presented.byok or provider.brings_own:
+            self._misplaced = decide.misplaced_tokens(head.fields, presented.token)
+            own = decide.own_credential(provider, head.fields, self._misplaced)
+            if isinstance(own, Refusal):
+                return own
+            self._own = own
+        if head.minor == 0:
+            return _HTTP_1_0
+        if route.kind != "metered" or head.method == b"POST":
+            self._format = route.format
+        if head.framing == LENGTH and not (route.upload and is_form(head.fields)):
+            if not worker.reserve_body(head.content_length):
+                return _BODY_MEMORY
+            self._body_size = head.content_length
+        return None
 
     # --- body
 
     def _reserve(self, size: int) -> bool:
         """Memory for the next part of a body in chunks, whose length nobody has told."""
-        if self._worker.reserve_body(size):
+        if self.worker.reserve_body(size):
             self._body_size += size
             return True
         self._no_memory = True
         return False
 
     def request_body(self, body: bytes) -> None:
-        self._stages["body"] = perf_counter_ns()
-        self._body = body
+        self.stages["body"] = perf_counter_ns()
         self._state = _CHECK
-        if self._admission.route.format is None:
-            self._pass_through()
+        if self._format is None:
+            self._pass_through(body)
         elif len(body) > _LARGE_BODY:
-            self._worker.check_large(self._check)
+            self.worker.check_large(lambda: self._check(body))
         else:
-            self._check()
+            self._check(body)
 
     def request_body_too_large(self) -> None:
         if self._no_memory:
             self._refuse(_BODY_MEMORY)
             return
-        limit = self._worker.settings.body_max_bytes
+        limit = self.worker.settings.body_max_bytes
         self._refuse(Refusal(413, "body_too_large", f"The request body is larger than {limit // 1024**2} MiB."))
 
     def request_piece(self, data: bytes, *, last: bool) -> None:
-        """Bodies are collected, not streamed."""
+        upload = self._upload
+        assert upload is not None
+        call = self._call
+        if upload.sent and call is not None:
+            call.send_more(upload.framed(data, last=last), last=last)
+        elif upload.take(data, last=last):
+            upload.started = True
+            self.connection.pause_reading()
+            self._begin_upload(upload)
 
     def request_broken(self, reason: str) -> None:
-        self._refuse(Refusal(400, "bad_framing", f"The request body's framing is broken: {reason}."))
+        self._break_off(Refusal(400, "bad_framing", f"The request body's framing is broken: {reason}."))
 
     def request_stalled(self) -> None:
-        self._refuse(Refusal(408, "body_timeout", "The request body stopped coming."))
+        self._break_off(Refusal(408, "body_timeout", "The request body stopped coming."))
+
+    def _break_off(self, refusal: Refusal) -> None:
+        """The rest of the body will not come."""
+        if self._call is not None:
+            self._call.stop()
+        if self._state == _ANSWER:
+            self._notes += (refusal.message,)
+            self.connection.abort()
+            self._settle("client_closed")
+        elif self._recorded:
+            self.reject(refusal)
+        else:
+            self._refuse(refusal)
 
     # --- check, record start
 
-    def _check(self) -> None:
+    def _check(self, body: bytes) -> None:
         if self._state != _CHECK:
             return
-        fields = self._head.fields
-        worker = self._worker
-        plain = self._body
+        fields = self.head.fields
+        worker = self.worker
+        plain = body
         coding = fields.get(b"content-encoding")
-        wire_format = self._admission.route.format
-        assert wire_format is not None  # bridged routes have one
+        admission = self.admission
+        adapter = admission.provider.adapter
+        prepared = None
+        wire_format = self._format
+        assert wire_format is not None
         try:
             if coding is not None:
                 plain = decode_body(coding, plain, worker.settings.body_max_bytes)
             facts = read_request(wire_format, plain, worker.settings.record_content)
             firewall = agent_firewall(fields)
-        except (RequestError, CodingError, AgentFirewallError) as error:
+            if adapter is not None:
+                prepared = adapter.prepare(admission.route, self.head.query, fields, plain, facts)
+                facts = msgspec.structs.replace(facts, model=prepared.model)
+        except (RequestError, CodingError, AgentFirewallError, AdapterError) as error:
             self._refuse(_bad_request(error))
             return
-        if facts.background:
-            self._refuse(_BACKGROUND)
+        refusal = decide.check(facts, admission.route)
+        if refusal is not None:
+            self._refuse(refusal)
             return
         self._facts = facts
-        provider = self._admission.provider
-        credential = self._own or decide.choose_key(provider)
-        self._stages["check"] = perf_counter_ns()
-        if not self._record_start(facts, credential, firewall):
+        call = self._call_upstream(facts, firewall)
+        if call is not None:
+            call.start(self._edit(body, plain, facts, prepared), prepared)
+
+    def _begin_upload(self, upload: Upload) -> None:
+        self.stages["body"] = perf_counter_ns()
+        self._state = _CHECK
+        try:
+            firewall = agent_firewall(self.head.fields)
+        except AgentFirewallError as error:
+            self._refuse(_bad_request(error))
             return
-        if isinstance(credential, Refusal):
-            self._reject(credential)
-            return
-        self._hint = credential.hint
-        self._send(self._edit(facts, plain, decoded=coding is not None), credential)
+        self._facts = facts = RequestFacts(upload.model)
+        call = self._call_upstream(facts, firewall)
+        if call is not None:
+            call.start(b"")
+
+    def upload(self) -> None:
+        """The upstream is there: let it have the body."""
+        upload, call = self._upload, self._call
+        assert upload is not None
+        assert call is not None
+        beginning = upload.beginning()
+        self.connection.resume_reading()
+        call.send_more(beginning, last=upload.ended)
+
+    def _call_upstream(self, facts: RequestFacts, firewall: AgentFirewall | None) -> UpstreamCall | None:
+        """Record that the request goes upstream; None when it does not, and has been answered."""
+        fields = self.head.fields
+        client = detect_client(fields)
+        session = session_id(client, fields, facts.user_id)
+        self._call = call = UpstreamCall(self, self._own, facts.model, session or self._identity.api_key_id)
+        call.replayable = self._upload is None
+        refusal = call.choose()
+        self.stages["check"] = perf_counter_ns()
+        if not self._record_start(facts, call.hint, client, session, firewall):
+            return None
+        if refusal is not None:
+            self.reject(refusal)
+            return None
+        return call
 
     def _record_start(
-        self, facts: RequestFacts, credential: decide.Credential | Refusal, firewall: AgentFirewall | None
+        self, facts: RequestFacts, hint: str, client: str, session: str, firewall: AgentFirewall | None
     ) -> bool:
-        worker = self._worker
+        worker = self.worker
         journal = worker.journal
         started = start_record(
             self.id,
-            (time_ns() - perf_counter_ns() + self._t0) // 1000,
+            (time_ns() - perf_counter_ns() + self.t0) // 1000,
             self._identity,
-            self._admission,
-            credential,
-            self._head.fields,
+            self.admission,
+            ("centralized" if self._own is None else "byok", hint),
+            self.head.fields,
             facts,
+            client=client,
+            session=session,
             revision=worker.revision,
             with_prompt=worker.settings.record_content != "none" and not journal.shed_content,
             firewall=firewall,
@@ -293,195 +360,153 @@ class Exchange:
         self._recorded = True
         self._inflight = inflight = worker.metrics.inflight(started.provider_name, started.model, started.route)
         inflight[0] += 1
-        self._stages["record"] = perf_counter_ns()
+        self.stages["record"] = perf_counter_ns()
         if not durable:
-            self._reject(_NOT_RECORDED)  # its start stands in the journal: an end has to follow
+            self.reject(_NOT_RECORDED)  # its start stands in the journal: an end has to follow
         return durable
 
     # --- edit, send
 
-    def _edit(self, facts: RequestFacts, plain: bytes, *, decoded: bool) -> bytes:
+    def _edit(self, body: bytes, plain: bytes, facts: RequestFacts, prepared: Prepared | None) -> bytes:
         """The body to send: the client's own bytes but for declared splices."""
-        splices = (
-            facts.stream
-            and not facts.include_usage
-            and self._admission.provider.splice_usage
-            and self._admission.route.format == "chat_completions"
-        )
-        if not splices:
-            return self._body
-        self._splices_usage = True
-        self._edits = ("stream_options.include_usage: added; its event is withheld from the client",)
-        if decoded:
+        worker = self.worker
+        provider = self.admission.provider
+        self.may_change = provider.adapter is not None or worker.settings.sse_keepalive > 0
+        if prepared is not None:
+            self._edits = prepared.edits
+            edited = prepared.body
+        elif facts.stream and not facts.include_usage and provider.splice_usage and self._format == "chat_completions":
+            self._splices_usage = self.may_change = True
+            self._edits = ("stream_options.include_usage: added; its event is withheld from the client",)
+            edited = splice_include_usage(plain, facts)
+        else:
+            return body
+        if b"content-encoding" in self.head.fields:
             self._edits += ("content-encoding: removed, the edited body is sent plain",)
-        return splice_include_usage(plain, facts)
+        return edited
 
-    def _pass_through(self) -> None:
-        provider = self._admission.provider
-        credential = self._own or decide.choose_key(provider)
-        if isinstance(credential, Refusal):
-            self._refuse(credential)
+    def _pass_through(self, body: bytes) -> None:
+        admission = self.admission
+        provider = admission.provider
+        self._call = call = UpstreamCall(self, self._own, "", self._identity.api_key_id)
+        refusal = call.choose()
+        prepared = None
+        if refusal is None and provider.adapter is not None:
+            try:
+                prepared = provider.adapter.prepare(admission.route, self.head.query, self.head.fields, body, None)
+                body = prepared.body
+                self.may_change = True
+            except AdapterError as error:
+                refusal = _bad_request(error)
+        if refusal is not None:
+            self._refuse(refusal)
             return
-        self._worker.metrics.passed_through(provider.name, self._admission.route.label, self._head.method)
-        self._hint = credential.hint
-        self._send(self._body, credential)
+        self.worker.metrics.passed_through(provider.name, admission.route.label, self.head.method)
+        call.start(body, prepared)
 
-    def _send(self, body: bytes, credential: decide.Credential) -> None:
-        head = self._head
-        admission = self._admission
-        self._upstream_head = upstream_head(
-            head,
-            admission,
-            credential.key,
-            len(body),
+    def upstream_head(self, key: RuntimeKey | None, prepared: Prepared | None, signature: bytes, length: int) -> bytes:
+        """The head of the next attempt."""
+        upload = self._upload
+        return upstream_head(
+            self.head,
+            self.admission,
+            key,
+            length if upload is None else upload.length,
+            own=self._own is not None,
             misplaced=self._misplaced,
             reads_plain=self._splices_usage,
+            prepared=prepared,
+            lines_of_ours=signature,
         )
-        self._body = body
-        pool = self._worker.pool
-        upstream = pool.take(admission.provider.origin)
-        if upstream is None:
-            self._state = _CONNECT
-            self._connecting = pool.connect(admission.provider.origin, self._connected, self._connect_failed)
-        else:
-            self._reused = True
-            self._send_over(upstream)
 
-    def _connected(self, upstream: UpstreamConnection) -> None:
-        self._connecting = None
-        if self._state != _CONNECT:
-            self._worker.pool.release(upstream)
-            return
-        self._stages["connect"] = perf_counter_ns()
-        self._reused = False
-        self._send_over(upstream)
-
-    def _send_over(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
-        self._state = _AWAIT
-        self._sent_ns = perf_counter_ns()
-        upstream.send(self, self._upstream_head, self._body)
-
-    def _connect_failed(self, error: UpstreamError) -> None:
-        self._connecting = None
-        if self._state == _CONNECT:
-            self._sent_ns = perf_counter_ns()
-            self._worker.metrics.upstream_failed(self._admission.provider.name, error.failure)
-            self._attempted(0, error.detail)
-            self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
+    def dump(self, dumps: Dumps, number: int) -> DumpedAttempt:
+        """Where the next attempt is dumped."""
+        model = self._facts.model if self._recorded else None
+        path = self.head.path.decode("latin-1")
+        name = self.admission.provider.name
+        return dumps.attempt(name, model, path, self.id, number, time_ns() // 1_000_000)
 
     # --- the answer
 
-    def response_interim(self, head: ResponseHead) -> None:
-        if head.status != 100:
-            lines = kept_response_lines(head, RESPONSE_DROPPED)
-            self._connection.write(b"\r\n".join((head.status_line, *lines, b"", b"")))
-
-    def response_head(self, head: ResponseHead) -> None:
-        self._stages["head"] = perf_counter_ns()
-        self._state = _RELAY
+    def answering(self, head: ResponseHead) -> tuple[Observer | None, ChangedAnswer | None]:
+        """This answer goes to the client: who reads it, and how it is changed."""
+        self._state = _ANSWER
         self._release_body()
-        upstream = self._upstream
-        assert upstream is not None
         self._ending.status = head.status
+        wire_format = self._format
+        fields = head.fields
+        coding = fields.get(b"content-encoding", b"")
+        content_type = fields.get(b"content-type", b"")
+        transform = None
+        adapter = self.admission.provider.adapter
+        if adapter is not None:
+            transform = adapter.transform(self.admission.route, head)
+            if transform is not None:
+                self._edits += (transform.edit,)
+                content_type = transform.content_type or content_type
         observer = None
-        wire_format = self._admission.route.format
         if wire_format is not None:
-            fields = head.fields
-            coding = fields.get(b"content-encoding", b"")
-            content = self._worker.settings.record_content
-            content_type = fields.get(b"content-type", b"")
-            observer = observer_for(wire_format, content_type, content, coding)
+            observer = observer_for(wire_format, content_type, self.worker.settings.record_content, coding)
             if observer is None and head.status >= 400:
                 observer = error_observer(wire_format, content_type, coding)
-            self._observer = observer
-            if self._splices_usage and not coding and type(observer) is StreamObserver:
-                self._usage_filter = UsageChunkFilter()
-        write = self._connection.write
-        if head.framing == UNTIL_CLOSE or self._usage_filter is not None:
-            # In chunks of ours: an event can be withheld, and a cut can be told from the end.
-            self._rechunked = True
-            write(self._client_head(head))  # here: what is observed is written before what is relayed
-            upstream.relay(b"", write, self._rechunk, verbatim=False)
-        elif observer is None:
-            upstream.relay(self._client_head(head), write, None)
-        else:
-            upstream.relay(self._client_head(head), write, observer.feed, compact=observer.compact)
+        if not self.may_change and head.framing != UNTIL_CLOSE:
+            return observer, None
+        stream = not coding and type(observer) is StreamObserver
+        usage_filter = UsageChunkFilter() if stream and self._splices_usage else None
+        interval = self.worker.settings.sse_keepalive
+        keep_alive = KeepAlive(interval) if stream and interval > 0 and wire_format == "messages" else None
+        if transform is None and usage_filter is None and keep_alive is None and head.framing != UNTIL_CLOSE:
+            return observer, None
+        changed = ChangedAnswer(
+            self.connection.write, observer, transform=transform, usage_filter=usage_filter, keep_alive=keep_alive
+        )
+        if keep_alive is not None:
+            self._pinged = changed
+            self.worker.pinged.add(changed)
+        return observer, changed
 
-    def _client_head(self, head: ResponseHead) -> bytes:
+    def client_head(self, head: ResponseHead, changed: ChangedAnswer | None) -> bytes:
+        """The head of the answer to the client."""
         return client_head(
             head,
             self._id_line(),
             byok=self._presented.byok,
-            rechunked=self._rechunked,
+            rechunked=changed is not None,
+            content_type=b"" if changed is None else changed.content_type,
             keeps_client=self._keeps_client(),
-            timing=server_timing(self._stages, self._t0) if b"x-ostiary-timing" in self._head.fields else b"",
+            timing=server_timing(self.stages, self.t0) if b"x-ostiary-timing" in self.head.fields else b"",
         )
 
     def _id_line(self) -> bytes:
         name = b"x-ostiary-interception-id: " if self._recorded else b"x-ostiary-request-id: "
         return name + self.id.encode("ascii")
 
-    def _rechunk(self, payload: bytes) -> None:
-        observer = self._observer
-        if observer is not None:
-            observer.feed(payload)
-            self._unread += len(payload)
-            if self._unread > COMPACT_BYTES:
-                self._unread = 0
-                observer.compact()
-        usage_filter = self._usage_filter
-        self._write_chunk(payload if usage_filter is None else usage_filter.feed(payload))
-
-    def _write_chunk(self, data: bytes) -> None:
-        if data:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
-
     def _keeps_client(self) -> bool:
-        return self._head.keep_alive and not self._worker.draining
+        if self._upload is not None and not self.connection.body_read:
+            return False  # an answer before the end of the request's body leaves no way to go on
+        return self.head.keep_alive and not self.worker.draining
 
-    def response_done(self) -> None:
-        self._attempted(self._ending.status, "")
-        if self._rechunked:
-            if self._usage_filter is not None:
-                self._write_chunk(self._usage_filter.flush())
-            self._connection.write(b"0\r\n\r\n")
-        self._upstream = None
-        self._connection.finish(keep=self._keeps_client())
+    def answered(self) -> None:
+        """The answer is complete."""
+        self.connection.finish(keep=self._keeps_client())
         self._settle("completed" if self._ending.status < 400 else "upstream_error")
 
-    def response_failed(self, error: UpstreamError) -> None:
-        self._upstream = None
-        self._worker.metrics.upstream_failed(self._admission.provider.name, error.failure)
-        self._attempted(self._ending.status, error.detail)
-        if self._state != _RELAY:
-            self._retry_or_fail(error, retry=error.failure is Failure.STALE)
-            return
+    def cut(self, error: UpstreamError) -> None:
+        """The answer broke off."""
         self._ending.error_type = error_type_of_failure(error.failure)
         self._ending.error_message = error.detail
-        self._connection.abort()
+        self.connection.abort()
         self._settle("upstream_error")
 
-    def _retry_or_fail(self, error: UpstreamError, *, retry: bool) -> None:
-        """Nothing has gone to the client: once more where that is safe, else an answer of our own."""
-        limit = self._worker.settings.max_retries
-        if error.failure is Failure.STALE:
-            limit = max(1, limit)  # a stale connection says nothing about the upstream
-        provider = self._admission.provider
-        if retry and self._retries < limit and not self._worker.cutting:
-            self._retries += 1
-            self._state = _CONNECT
-            self._connecting = self._worker.pool.connect(provider.origin, self._connected, self._connect_failed)
-            return
+    def unreachable(self, error: UpstreamError) -> None:
+        """There is no answer."""
+        name = self.admission.provider.name
         status = 504 if error.failure is Failure.HEAD_TIMEOUT else 502
-        refusal = Refusal(
-            status, error.failure.value, f"The provider {provider.name!r} could not be reached: {error.detail}."
-        )
-        if not self._recorded:
-            self._refuse(refusal)
-            return
+        refusal = Refusal(status, error.failure.value, f"The provider {name!r} could not be reached: {error.detail}.")
         self._ending.error_type = error_type_of_failure(error.failure)
         self._ending.error_message = error.detail
+        if not self._recorded:
+            self.worker.metrics.refused(refusal.reason)
         self._answer(refusal)
         self._settle("upstream_error")
 
@@ -489,68 +514,62 @@ class Exchange:
 
     def _refuse(self, refusal: Refusal) -> None:
         """An answer of ours before anything was recorded."""
-        self._worker.metrics.refused(refusal.reason)
+        self.worker.metrics.refused(refusal.reason)
         self._answer(refusal)
-        self._finish()
+        self._finish(None)
 
-    def _reject(self, refusal: Refusal) -> None:
-        """An answer of ours to a request that is recorded but did not go upstream."""
-        self._ending.error_type = error_type_of(refusal.status, self._admission.provider.family)
+    def reject(self, refusal: Refusal) -> None:
+        """An answer of ours to a request that did not go upstream."""
+        if not self._recorded:
+            self._refuse(refusal)
+            return
+        self._ending.error_type = error_type_of(refusal.status, self.admission.provider.family)
         self._ending.error_message = refusal.message
         self._answer(refusal)
         self._settle("rejected")
 
     def _answer(self, refusal: Refusal) -> None:
         self._ending.status = refusal.status
-        snapshot = self._worker.snapshot
+        snapshot = self.worker.snapshot
         provider = snapshot.providers.get(self._target.provider) if snapshot is not None else None
         shape = shape_of(self._target.rest, provider.family if provider is not None else None)
-        body = error_body(shape, refusal.status, refusal.message)
-        self._connection.answer(refusal_head(refusal, len(body), self._id_line() + b"\r\n"), body)
+        body = error_body(shape, refusal)
+        self.connection.answer(refusal_head(refusal, len(body), self._id_line() + b"\r\n"), body)
 
     def client_gone(self) -> None:
         if self._state == _DONE:
             return
-        self._stop_upstream()
-        if self._recorded:
-            self._settle("client_closed")
-        else:
-            self._finish()
+        self._stop_call()
+        self._settle("client_closed")
 
     def interrupt(self) -> None:
         """The worker ends before the request does."""
         if self._state == _DONE:
             return
-        self._stop_upstream()
-        self._connection.reset()
-        if self._recorded:
-            self._settle("interrupted")
-        else:
-            self._finish()
+        self._stop_call()
+        self.connection.reset()
+        self._settle("interrupted")
 
-    def _stop_upstream(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
+    def _stop_call(self) -> None:
+        if self._call is not None:
+            self._call.stop()
 
     def _settle(self, outcome: Outcome) -> None:
         """Write the end of a recorded request, count it, let go of it."""
-        if not self._recorded:
-            self._finish()
-            return
         if self._state == _DONE:
             return
-        ended_ns = self._stages["end"] = perf_counter_ns()
-        worker = self._worker
-        provider = self._admission.provider
         ending = self._ending
         ending.outcome = outcome
-        facts = self._observer.finish() if self._observer is not None else None
+        call = self._call
+        if not self._recorded or call is None:
+            self._finish(upstream_failed(ending, own=self._own is not None, exhausted=False))
+            return
+        ended_ns = self.stages["end"] = perf_counter_ns()
+        worker = self.worker
+        provider = self.admission.provider
+        facts = call.observer.finish() if call.observer is not None else None
         if facts is not None and facts.error is not None:
-            self._take_error(facts.error)
+            self._take_error(facts.error, call)
         elif outcome == "upstream_error" and ending.error_type is None:
             ending.error_type = error_type_of(ending.status, provider.family)
         elif outcome == "client_closed":
@@ -563,10 +582,10 @@ class Exchange:
                 self.id,
                 time_ns() // 1000,
                 ending,
-                hint=self._hint,
+                hint=call.hint,
                 facts=facts,
                 tool_results=self._facts.tool_results,
-                trace=self._trace(),
+                trace=self._trace(call),
                 content="none" if worker.journal.shed_content else worker.settings.record_content,
             )
         )
@@ -577,92 +596,92 @@ class Exchange:
             start.client,
             status=ending.status,
             completed=ending.outcome == "completed",
-            seconds=(ended_ns - self._t0) / 1e9,
+            seconds=(ended_ns - self.t0) / 1e9,
             prompted=start.prompt is not None,
             facts=facts,
         )
-        self._finish()
+        self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
 
-    def _take_error(self, error: ProviderError) -> None:
+    def _take_error(self, error: ProviderError, call: UpstreamCall) -> None:
         """An error that the answer itself speaks of."""
         ending = self._ending
-        wire_format = self._admission.route.format
+        wire_format = self._format
         assert wire_format is not None
         if ending.outcome == "completed":
             ending.outcome = "upstream_error"
         if ending.error_type is None:
             ending.error_type = classify(wire_format, ending.status, error)
         if not ending.error_message:
-            ending.error_message = without_credentials(error.message or error.type, self._upstream_head)
+            ending.error_message = without_credentials(error.message or error.type, call.sent_head)
 
     def _append_end(self, record: InterceptionEnd) -> None:
-        journal = self._worker.journal
+        journal = self.worker.journal
         try:
             journal.append_end(encode_record(record))
         except NotDurable as error:
-            self._worker.log_journal_failure(error)
+            self.worker.log_journal_failure(error)
         except JournalError as error:
-            self._worker.log_journal_failure(error)
+            self.worker.log_journal_failure(error)
             try:
                 journal.append_end(encode_record(without_content(record)))
             except JournalError as again:
-                self._worker.log_journal_failure(again)
+                self.worker.log_journal_failure(again)
 
-    def _finish(self) -> None:
+    def _finish(self, failed: bool | None) -> None:
+        """`failed`: whether the upstream did; None when nothing can be said of it."""
         self._state = _DONE
         self._release_body()
+        worker = self.worker
         if self._inflight is not None:
             self._inflight[0] -= 1
             self._inflight = None
-        self._observer = None
-        self._worker.ended(self)
+        if self._pinged is not None:
+            worker.pinged.discard(self._pinged)
+        if self._call is not None:
+            self._call.settled(failed=failed)
+        worker.ended(self)
 
     def _release_body(self) -> None:
-        self._body = b""
         if self._body_size:
-            self._worker.release_body(self._body_size)
+            self.worker.release_body(self._body_size)
             self._body_size = 0
 
     # --- flow
 
     def client_paused(self) -> None:
-        if self._upstream is not None:
-            self._upstream.pause_reading()
+        if self._call is not None:
+            self._call.pause()
 
     def client_resumed(self) -> None:
-        if self._upstream is not None:
-            self._upstream.resume_reading()
+        if self._call is not None:
+            self._call.resume()
 
     def client_stalled(self) -> None:
         self._notes += ("the client stopped reading",)
-        connection = self._connection
+        connection = self.connection
         self.client_gone()
         connection.reset()
 
-    def request_paused(self) -> None:
-        """The body is sent whole; the transport keeps it until it is taken."""
-
-    def request_resumed(self) -> None: ...
-
     # --- the decision trace
 
-    def _attempted(self, status: int, error: str) -> None:
-        at_us = (self._sent_ns - self._t0) // 1000
-        self._attempts += (Attempt(self._hint, self._reused, status, error, at_us),)
-
-    def _trace(self) -> Trace:
-        t0 = self._t0
+    def _trace(self, call: UpstreamCall) -> Trace:
+        t0 = self.t0
+        candidates = list(call.passed_over)
+        if call.hint:
+            candidates.append((call.hint, ""))
         return Trace(
-            [(self._hint, "")] if self._hint else [],
+            candidates,
             list(self._edits),
-            list(self._attempts),
-            {name: (at - t0) // 1000 for name, at in self._stages.items()},
+            list(call.attempts),
+            {name: (at - t0) // 1000 for name, at in self.stages.items()},
             list(self._notes),
         )
 
 
-def _bad_request(error: ValueError) -> Refusal:
+def _bad_request(error: Exception) -> Refusal:
     """The answer to a body or header that cannot be read."""
+    if isinstance(error, AdapterError):
+        return Refusal(error.status, "not_supported", str(error))
     if isinstance(error, DecodedTooLongError):
         return Refusal(413, "body_too_large", str(error))
     if isinstance(error, UnsupportedCodingError):

@@ -176,7 +176,7 @@ class FrontDoorExchange:
 
     def _refuse(self, refusal: Refusal) -> None:
         self._worker.metrics.refused(refusal.reason)
-        body = error_body("rest", refusal.status, refusal.message)
+        body = error_body("rest", refusal)
         id_line = b"x-ostiary-request-id: " + self.id.encode("ascii") + b"\r\n"
         self._connection.answer(refusal_head(refusal, len(body), id_line), body)
         self._worker.ended(self)

@@ -15,6 +15,7 @@ from ostiary.wire.content_coding import narrow_accept_encoding
 
 from .decide import Admission
 from .providers import RuntimeKey
+from .providers.adapter import Prepared
 
 _DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding"}
 _DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
@@ -23,6 +24,7 @@ _OWN_IDS: Final = frozenset((b"x-ostiary-interception-id", b"x-ostiary-request-i
 _RESPONSE_BYOK: Final = RESPONSE_DROPPED | _OWN_IDS
 _RESPONSE_CENTRALIZED: Final = _RESPONSE_BYOK | {b"set-cookie"}
 _LENGTH_FIELDS: Final = frozenset((b"content-length", b"transfer-encoding"))
+_CONTENT_TYPE: Final = frozenset((b"content-type",))
 _CODING: Final = frozenset((b"content-encoding",))
 _SHORTEST_SECRET: Final = 8
 """Characters; what is shorter in a credential is the name of its scheme."""
@@ -33,20 +35,31 @@ def upstream_head(
     head: RequestHead,
     admission: Admission,
     key: RuntimeKey | None,
-    body_length: int,
+    body_length: int | None,
     *,
+    own: bool,
     misplaced: frozenset[bytes],
     reads_plain: bool,
+    prepared: Prepared | None = None,
+    lines_of_ours: bytes = b"",
 ) -> bytes:
-    """The head of the request that goes upstream.
+    """The head of the request that goes upstream. `body_length` None: in chunks.
 
-    `key` None: the client's own credential stays, but for what is in `misplaced` (fields with an Ostiary token).
+    `own`: the client's own credential stays, but for what is in `misplaced` (fields with an Ostiary token).
     `reads_plain`: the body is sent and the answer wanted without content coding; else the client's `Accept-Encoding`
-    goes on, narrowed to what we read.
+    goes on, narrowed to what we read. `lines_of_ours`: each with its CRLF.
     """
-    dropped = _DROPPED_BYOK | misplaced if key is None else _DROPPED_CENTRALIZED
+    dropped = _DROPPED_BYOK | misplaced if own else _DROPPED_CENTRALIZED
     accepted = head.fields.get(b"accept-encoding")
     coding_line = b""
+    provider = admission.provider
+    if prepared is None:
+        target = admission.upstream_path + provider.upstream_query(head.query)
+    else:
+        target = prepared.target
+        dropped |= prepared.dropped | _CODING
+        lines_of_ours = prepared.lines + lines_of_ours
+        reads_plain = reads_plain or prepared.plain_answer
     if reads_plain:
         coding_line = b"Accept-Encoding: identity\r\n"
         dropped |= _CODING
@@ -54,18 +67,23 @@ def upstream_head(
         coding_line = b"Accept-Encoding: " + narrow_accept_encoding(accepted) + b"\r\n"
     lines = kept_request_lines(head, dropped)
     lines.append(b"")
-    has_body = body_length or head.framing != NO_BODY or head.method in _WITH_BODY
+    if body_length is None:
+        framing = b"Transfer-Encoding: chunked\r\n\r\n"
+    elif body_length or head.framing != NO_BODY or head.method in _WITH_BODY:
+        framing = b"Content-Length: %d\r\n\r\n" % body_length
+    else:
+        framing = b"\r\n"
     return b"".join(
         (
             head.method,
             b" ",
-            admission.upstream_path,
-            admission.provider.upstream_query(head.query),
+            target,
             admission.head_tail,
             b"\r\n".join(lines),
             b"" if key is None else key.line,
             coding_line,
-            b"Content-Length: %d\r\n\r\n" % body_length if has_body else b"\r\n",
+            lines_of_ours,
+            framing,
         )
     )
 
@@ -82,15 +100,29 @@ def without_credentials(text: str, sent: bytes) -> str:
 
 
 def client_head(
-    head: ResponseHead, id_line: bytes, *, byok: bool, rechunked: bool, keeps_client: bool, timing: bytes
+    head: ResponseHead,
+    id_line: bytes,
+    *,
+    byok: bool,
+    rechunked: bool,
+    keeps_client: bool,
+    timing: bytes,
+    content_type: bytes = b"",
 ) -> bytes:
-    """The head of the answer to the client. `rechunked`: its body goes out in chunks of ours; `timing` may be empty."""
+    """The head of the answer to the client. `rechunked`: its body goes out in chunks of ours; `timing` may be empty.
+
+    `content_type`: what the body is, where that is not what the upstream said.
+    """
     dropped = _RESPONSE_BYOK if byok else _RESPONSE_CENTRALIZED
     if rechunked:
         dropped |= _LENGTH_FIELDS
+    if content_type:
+        dropped |= _CONTENT_TYPE
     lines = kept_response_lines(head, dropped)
     lines.insert(0, head.status_line if head.minor else b"HTTP/1.1 " + head.status_line[9:])
     lines.append(id_line)
+    if content_type:
+        lines.append(b"Content-Type: " + content_type)
     if rechunked:
         lines.append(b"Transfer-Encoding: chunked")
     if timing:

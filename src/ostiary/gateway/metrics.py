@@ -4,13 +4,16 @@ Labels are bounded: no user ids, no raw paths; `model` is one of the first 200 v
 `other`; `method` is a known verb or OTHER; a tool's name is one of the first 500 of a provider, else `other`.
 """
 
+from bisect import bisect_left
 from typing import Final
 
-from ostiary.core.metrics import Family, Registry
+from ostiary.core.health import BreakerReport, BreakerSubject, KeyReport
+from ostiary.core.metrics import Family, Histogram, Registry
 from ostiary.wire.facts import ResponseFacts
 
 _MODELS_MAX: Final = 200
 _TOOLS_MAX: Final = 500
+_ATTEMPT_BOUNDS: Final = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 25.0)
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _DURATION_BOUNDS: Final = (0.5, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0)
 OTHER: Final = "other"
@@ -82,6 +85,26 @@ class GatewayMetrics:
         self._upstream_failures = registry.counter(
             "ostiary_upstream_failures", "Upstream calls without a complete answer.", "provider", "failure"
         )
+        self._key_transitions = registry.counter(
+            "ostiary_key_pool_state_transitions", "Changes of keys' states.", "provider", "reason"
+        )
+        self._key_exhaustions = registry.counter(
+            "ostiary_key_pool_exhaustions", "Requests for which no key was left.", "provider", "outcome"
+        )
+        self._key_attempts = registry.histogram(
+            "ostiary_key_pool_failover_attempts",
+            "Attempts that a request with a pooled key took.",
+            _ATTEMPT_BOUNDS,
+            "provider",
+        )
+        self._breaker_trips = registry.counter(
+            "ostiary_circuit_breaker_trips", "Circuit breakers that opened.", "provider", "endpoint", "model"
+        )
+        self._breaker_rejects = registry.counter(
+            "ostiary_circuit_breaker_rejects",
+            "Requests that an open circuit breaker kept from the upstream.",
+            *("provider", "endpoint", "model"),
+        )
         self.journal_records = registry.counter("ostiary_journal_records", "Records appended to journals.").cell()
         self.journal_bytes = registry.gauge("ostiary_journal_bytes", "Bytes of unshipped journal on disk.").cell()
         self.journal_refusals = registry.counter(
@@ -97,6 +120,7 @@ class GatewayMetrics:
         self.upstream_idle = registry.gauge("ostiary_upstream_idle_connections", "Pooled upstream connections.").cell()
         self._handles: dict[tuple[str, str, str, str], InterceptionHandles] = {}
         self._models: dict[str, set[str]] = {}
+        self._attempt_series: dict[str, Histogram] = {}
         self._tool_names: dict[str, set[str]] = {}
 
     def report(self) -> list[Family]:
@@ -108,13 +132,41 @@ class GatewayMetrics:
     def upstream_failed(self, provider: str, failure: str) -> None:
         self._upstream_failures.cell(provider, failure)[0] += 1
 
+    def keys_changed(self, reports: tuple[KeyReport, ...]) -> None:
+        """Keys are limited, refused or recovered."""
+        for report in reports:
+            self._key_transitions.cell(report.provider, report.reason)[0] += 1
+
+    def keys_exhausted(self, provider: str, outcome: str) -> None:
+        """`outcome`: rate_limited or auth_failed."""
+        self._key_exhaustions.cell(provider, outcome)[0] += 1
+
+    def keys_tried(self, provider: str, attempts: int) -> None:
+        """A request with a pooled key has ended."""
+        series = self._attempt_series.get(provider)
+        if series is None:
+            series = self._attempt_series[provider] = self._key_attempts.series(provider)
+        series.sum += attempts
+        if attempts == 1:
+            series.buckets[0] += 1
+        else:
+            series.buckets[bisect_left(_ATTEMPT_BOUNDS, attempts)] += 1
+
+    def breaker_opened(self, report: BreakerReport | None) -> None:
+        if report is not None and report.state == "open":
+            model = self._known_model(report.provider, report.model)
+            self._breaker_trips.cell(report.provider, report.route, model)[0] += 1
+
+    def breaker_rejected(self, breaker: BreakerSubject) -> None:
+        model = self._known_model(breaker.provider, breaker.model)
+        self._breaker_rejects.cell(breaker.provider, breaker.route, model)[0] += 1
+
     def passed_through(self, provider: str, route: str, method: bytes) -> None:
         label = method.decode("ascii") if method in _METHODS else "OTHER"
         self._passthrough.cell(provider, route, label)[0] += 1
 
     def inflight(self, provider: str, model: str, route: str) -> Cell:
-        known = self._models.get(provider)
-        return self._inflight.cell(provider, model if known is not None and model in known else OTHER, route)
+        return self._inflight.cell(provider, self._known_model(provider, model), route)
 
     def ended(
         self,
@@ -162,6 +214,11 @@ class GatewayMetrics:
             cell = self.tokens.cell(handles.provider, handles.model, kind, handles.client)
             handles.tokens[kind] = cell
         cell[0] += number
+
+    def _known_model(self, provider: str, model: str) -> str:
+        """The label of a model of which nothing can be told yet."""
+        known = self._models.get(provider)
+        return model if known is not None and model in known else OTHER
 
     def _model_label(self, provider: str, model: str, *, accepted: bool) -> str:
         known = self._models.get(provider)

@@ -47,7 +47,7 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
         )
         return 1
     channel = LinkChannel(WorkerHello(boot.worker, journal_id, os.getpid()))
-    worker = Worker(settings, journal, tls, channel.ask)
+    worker = Worker(settings, journal, tls, channel.send)
     channel.worker = worker
     loop = asyncio.get_running_loop()
     connections = worker.connections

@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ostiary.core.agents import AgentFirewall, detect_client, session_id
+from ostiary.core.agents import AgentFirewall
 from ostiary.core.identity import Identity
 from ostiary.core.ids import child_id
 from ostiary.core.records import (
@@ -23,8 +23,7 @@ from ostiary.core.records import (
 from ostiary.http1.errors import Failure
 from ostiary.wire.facts import RequestFacts, ResponseFacts, ToolCall, Usage
 
-from .decide import Admission, Credential
-from .refusals import Refusal
+from .decide import Admission
 
 RecordContent = Literal["none", "prompts", "full"]
 
@@ -62,6 +61,22 @@ def error_type_of_failure(failure: Failure) -> ErrorType:
     return "timeout" if failure in (Failure.HEAD_TIMEOUT, Failure.IDLE_TIMEOUT) else "server_error"
 
 
+def upstream_failed(ending: Ending, *, own: bool, exhausted: bool) -> bool | None:
+    """Whether the upstream has failed in this exchange, as its breaker counts it; None when nothing can be said.
+
+    `own`: with a credential of the client's own; `exhausted`: a 429 is about all keys of the pool (design §11).
+    """
+    if ending.outcome == "completed":
+        return False
+    if ending.status == 429 and exhausted and not own:
+        return True
+    if ending.outcome != "upstream_error":
+        return None
+    if ending.status == 429 or (own and ending.status in (401, 403)):
+        return None
+    return ending.error_type in ("server_error", "overloaded", "timeout") or ending.status >= 500
+
+
 def clip(message: str) -> str:
     """At most `MAX_ERROR_MESSAGE` bytes of valid UTF-8."""
     if len(message) * 4 <= MAX_ERROR_MESSAGE:
@@ -75,22 +90,22 @@ def start_record(
     started_us: int,
     identity: Identity,
     admission: Admission,
-    credential: Credential | Refusal,
+    credential: tuple[CredentialKind, str],
     fields: dict[bytes, bytes],
     facts: RequestFacts,
     *,
+    client: str,
+    session: str,
     revision: int,
     with_prompt: bool,
     firewall: AgentFirewall | None,
 ) -> InterceptionStart:
-    """The start of an interception, as it goes to the journal before the request goes upstream."""
+    """The start of an interception, as it goes to the journal before the request goes upstream.
+
+    `credential`: kind and masked hint.
+    """
     provider = admission.provider
     route = admission.route
-    client = detect_client(fields)
-    kind: CredentialKind = "centralized"
-    hint = ""
-    if isinstance(credential, Credential):
-        kind, hint = credential.kind, credential.hint
     prompt = None
     if with_prompt and facts.prompt is not None:
         prompt = Prompt(child_id(interception_id, _PROMPT_CHILD), facts.prompt)
@@ -107,10 +122,9 @@ def start_record(
         route.kind,
         client,
         fields.get(b"user-agent", b"").decode("latin-1")[:512],
-        session_id(client, fields, facts.user_id),
+        session,
         facts.correlating_tool_call_id,
-        kind,
-        hint,
+        *credential,
         revision,
         "",
         prompt,

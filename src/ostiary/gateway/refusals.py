@@ -21,6 +21,8 @@ class Refusal(Struct, frozen=True):
     """Seconds; 0: no `Retry-After`."""
     allow: str = ""
     """For 405."""
+    overloaded: bool = False
+    """A 503 that Anthropic's clients are to take for an overload of the provider."""
 
 
 _PHRASES: Final = {
@@ -75,10 +77,13 @@ def shape_of(path: bytes, family: str | None) -> Shape:
     return "anthropic" if family == "anthropic" else "openai"
 
 
-def error_body(shape: Shape, status: int, message: str) -> bytes:
+def error_body(shape: Shape, refusal: Refusal) -> bytes:
     """The JSON body of an error."""
+    status, message = refusal.status, refusal.message
     if shape == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+        if refusal.overloaded:
+            kind = "overloaded_error"
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
     if shape == "openai":
         fallback = ("invalid_request_error", None) if status < 500 else ("server_error", None)

@@ -9,7 +9,15 @@ from typing import Final, Protocol
 
 import structlog
 
-from ostiary.core.messages import Authorization, MachineState, MetricsReport, Revoked, Serving
+from ostiary.core.messages import (
+    AskAuthorization,
+    Authorization,
+    MachineState,
+    MetricsReport,
+    Revoked,
+    Serving,
+    WorkerMessage,
+)
 from ostiary.core.messages import Snapshot as SnapshotMessage
 from ostiary.core.settings import GatewaySettings
 from ostiary.http1.errors import HeadError
@@ -18,10 +26,14 @@ from ostiary.http1.origin import Origin, parse_networks, split_base_url
 from ostiary.http1.pool import Pool
 from ostiary.http1.server import ClientConnection, Connections
 
+from .answers import ChangedAnswer
 from .authorizations import Authorizations
+from .breaker import BreakerSettings
 from .decide import Admission, locate
+from .dump import Dumps
 from .exchange import Exchange
 from .front_door import NO_CERTIFICATE, RPC_PREFIX, FrontDoorExchange
+from .health import Health
 from .journal import Journal, JournalError
 from .metrics import GatewayMetrics
 from .refusals import Refusal, error_body, refusal_head, shape_of
@@ -54,20 +66,29 @@ class _ServerTimes:
 
 
 class Worker:
-    """Implements `http1.server.Application`. `ask` puts a token's digest to the link and says whether it could."""
+    """Implements `http1.server.Application`. `send` gives a message to the link and says whether there is one."""
 
     def __init__(
-        self, settings: GatewaySettings, journal: Journal, tls: ssl.SSLContext, ask: Callable[[bytes], bool]
+        self, settings: GatewaySettings, journal: Journal, tls: ssl.SSLContext, send: Callable[[WorkerMessage], bool]
     ) -> None:
         self.settings = settings
         self.journal = journal
+        self._send = send
         self.metrics = GatewayMetrics()
         self.snapshot: Snapshot | None = None
         self.revision = 0
         self.machine = MachineState(ready=False, link_up=False)
         self.draining = False
         self.cutting = False
-        self.authorizations = Authorizations(ask, time.monotonic, time.time, settings.auth_grace)
+        self.authorizations = Authorizations(self._ask, time.monotonic, time.time, settings.auth_grace)
+        self.health = Health(send, time.monotonic, time.time, _breaker_settings(settings))
+        self.dumps = (
+            Dumps.open(settings.dump_dir, settings.dump_file_max_bytes, settings.dump_max_bytes)
+            if settings.dump_dir
+            else None
+        )
+        self.pinged: set[ChangedAnswer] = set()
+        """Streams whose clients are told that they are alive."""
         times = _ServerTimes(settings)
         shortest = min(settings.head_timeout, settings.idle_timeout, times.head_timeout, times.body_timeout)
         self.tick = min(_TICK_MAX, shortest / 4)
@@ -119,13 +140,13 @@ class Worker:
 
     def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:  # noqa: ARG002 - part of the interface
         self.metrics.refused("bad_head")
-        body = error_body("rest", error.status, error.reason)
         refusal = Refusal(error.status, "bad_head", error.reason)
+        body = error_body("rest", refusal)
         return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
 
     def _answer(self, connection: ClientConnection, path: bytes, refusal: Refusal) -> None:
         self.metrics.refused(refusal.reason)
-        body = error_body(shape_of(path, None), refusal.status, refusal.message)
+        body = error_body(shape_of(path, None), refusal)
         connection.answer(refusal_head(refusal, len(body), b""), body)
 
     # --- for exchanges
@@ -182,10 +203,14 @@ class Worker:
         snapshot = build_snapshot(message.revision, message.providers, allow_byok=self.settings.allow_byok)
         self.snapshot = snapshot
         self.revision = message.revision
+        self.health.take_snapshot(snapshot)
         self._located = {}
         for name, error in snapshot.errors.items():
             log.warning("skipping misconfigured provider", provider_name=name, error=error)
         return Serving(message.revision, snapshot.errors)
+
+    def _ask(self, digest: bytes) -> bool:
+        return self._send(AskAuthorization(digest))
 
     def take_authorization(self, message: Authorization) -> None:
         self.authorizations.receive(message)
@@ -218,6 +243,11 @@ class Worker:
         self.connections.sweep()
         self.pool.sweep()
         self.authorizations.sweep()
+        self.health.sweep()
+        if self.pinged:
+            now = time.monotonic()
+            for answer in tuple(self.pinged):
+                answer.ping(now)
 
     # --- the end
 
@@ -239,6 +269,8 @@ class Worker:
         for exchange in tuple(self._live):
             exchange.interrupt()
         self.pool.close()
+        if self.dumps is not None:
+            await asyncio.to_thread(self.dumps.close)
 
     async def _close_idle(self, cut: asyncio.Event) -> None:
         """Close connections without a request; to one that has only just been made, its first is on the way."""
@@ -254,6 +286,16 @@ class Worker:
                 return
             await asyncio.sleep(_DRAIN_STEP)
         self.connections.close_idle()
+
+
+def _breaker_settings(settings: GatewaySettings) -> BreakerSettings:
+    return BreakerSettings(
+        settings.circuit_breaker_enabled,
+        settings.circuit_breaker_failure_threshold,
+        settings.circuit_breaker_interval,
+        settings.circuit_breaker_timeout,
+        settings.circuit_breaker_max_requests,
+    )
 
 
 async def _cut_short(cut: asyncio.Event, drained: "asyncio.Future[None]") -> None:

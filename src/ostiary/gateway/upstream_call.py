@@ -1,0 +1,570 @@
+"""The upstream side of one exchange: with which credential it is sent, what comes of each attempt, who gets the answer.
+
+    ADMIT ─▶ (TRIAL) ─▶ (AUTHORIZE) ─▶ CONNECT ─▶ AWAIT ─▶ RELAY ─▶ DONE
+                ▲             ▲            └─ retry ─┘├──▶ HELD ─▶┤
+                └─ next key ──┴───────────────────────┴───────────┘
+
+Rules
+- Until the first byte has gone to the client another attempt may follow: on a connection that was stale or could not be
+  made (`max_retries`), after a 5xx if `retry_5xx` says so, and with the next key when an answer says that this one is limited
+  or refused (design §11). Such an answer is held until its body has been looked at; the last one goes to the client as it came.
+- What was sent without being kept (an upload) is not sent again.
+- The breaker hears exactly one outcome, and so does each trial that was granted.
+"""
+
+import asyncio
+import time
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Final
+
+from ostiary.core.health import BreakerSubject, KeySubject, TrialOutcome
+from ostiary.core.records import Attempt
+from ostiary.http1.errors import Failure, UpstreamError
+from ostiary.http1.fields import RESPONSE_DROPPED, kept_response_lines
+from ostiary.http1.head import UNTIL_CLOSE, ResponseHead
+from ostiary.http1.upstream import UpstreamConnection
+from ostiary.wire.observer import Observer
+
+from .answers import HELD_SECONDS, ChangedAnswer, HeldAnswer, Write
+from .breaker import NEEDS_TRIAL, Rejected
+from .decide import Credential, breaker_open, no_key, pool_exhausted
+from .dump import Attempt as DumpedAttempt
+from .key_verdict import needs_body, read_key_error, verdict
+from .keypool import Exhausted, KeyPool
+from .providers import RuntimeKey
+from .providers.adapter import Adapter, AdapterError, Prepared, TransformError
+from .refusals import Refusal
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+
+_CHOOSING: Final = 0
+_CONNECT: Final = 1
+_AWAIT: Final = 2
+_DISCARD: Final = 3
+_HELD: Final = 4
+_RELAY: Final = 5
+_DONE: Final = 6
+
+
+class UpstreamCall:
+    """Implements `http1.interfaces.Consumer`. What a call does not have keeps the class's default.
+
+    `own`: the person's own credential, which is among the request's header fields already.
+    """
+
+    attempts: tuple[Attempt, ...] = ()
+    exhausted: bool = False
+    """No key is left to try: what the provider says then is said of all."""
+    hint: str = ""
+    key: RuntimeKey | None = None
+    observer: Observer | None = None
+    passed_over: tuple[tuple[str, str], ...] = ()
+    replayable: bool = True
+    """The body is kept and can be sent again."""
+    sent_head: bytes = b""
+    _body: bytes = b""
+    _breaker_trial: bool = False
+    _changed: ChangedAnswer | None = None
+    _dump: DumpedAttempt | None = None
+    _held: HeldAnswer | None = None
+    _held_timer: asyncio.TimerHandle | None = None
+    _key_trial: bool = False
+    _model: str = ""
+    _needs_trial: bool = False
+    _noted: bool = False
+    _pending: "asyncio.Task[None] | None" = None
+    _prepared: Prepared | None = None
+    _retries: int = 0
+    _retries_5xx: int = 0
+    _reused: bool = False
+    _sent_ns: int = 0
+    _session: str = ""
+    _signature: bytes = b""
+    _state: int = _CHOOSING
+    _status: int = 0
+    _tried: frozenset[bytes] = frozenset()
+    _upstream: UpstreamConnection | None = None
+
+    def __init__(self, exchange: "Exchange", own: Credential | None, model: str = "", session: str = "") -> None:
+        self._exchange = exchange
+        self._worker = exchange.worker
+        self._provider = exchange.admission.provider
+        self._own = own
+        self._model = model
+        self._session = session
+
+    # --- with which credential
+
+    def choose(self) -> Refusal | None:
+        """Find a credential to begin with; a refusal when there is none."""
+        provider = self._provider
+        own = self._own
+        if own is not None:
+            self.hint = own.hint
+            return None
+        if provider.adapter is not None:
+            self.hint = provider.adapter.hint
+            return None
+        keys = provider.keys
+        if not keys:
+            return no_key(provider)
+        pool = self._worker.health.pools.get(provider.name)
+        if pool is None or pool.healthy or pool.keys is not keys:  # other keys: they may be for another address by now
+            self.key = key = keys[0]
+            self.hint = key.hint
+            return None
+        return self._choose_key(pool)
+
+    def _choose_key(self, pool: KeyPool) -> Refusal | None:
+        """The next key that may be used and was not tried yet."""
+        model = self._model or self._exchange.admission.route.label
+        choice = pool.choose(model, time.monotonic(), self._session, self._tried, try_suspects=self.replayable)
+        self.passed_over += choice.passed_over
+        if isinstance(choice, Exhausted):
+            self.exhausted = True
+            self._worker.metrics.keys_exhausted(self._provider.name, choice.kind)
+            return pool_exhausted(self._provider, choice)
+        self.key = choice.key
+        self._needs_trial = choice.needs_trial
+        self.hint = choice.key.hint
+        return None
+
+    # --- before it is sent
+
+    def start(self, body: bytes, prepared: Prepared | None = None) -> None:
+        """Send it. Of what is not `replayable` the body follows, once the exchange is told to `upload`."""
+        self._body = body
+        self._prepared = prepared
+        if self._worker.health.breakers.tracked:
+            self._ask_breaker()
+        else:
+            self._ask_key()
+
+    def _ask_breaker(self) -> None:
+        """Some upstream has failed lately: perhaps this one."""
+        worker = self._worker
+        admission = worker.health.breakers.admit(self._breaker, time.monotonic())
+        if isinstance(admission, Rejected):
+            self._reject_for_breaker(admission.retry_after)
+        elif admission is NEEDS_TRIAL:
+            limit = worker.settings.circuit_breaker_max_requests
+            worker.health.ask_trial(self._breaker, limit, self._breaker_answered)
+        else:
+            self._ask_key()
+
+    def _breaker_answered(self, granted: bool) -> None:
+        self._breaker_trial = granted
+        if self._state == _DONE:
+            self._end_breaker_trial("unknown")
+        elif granted:
+            self._ask_key()
+        else:
+            self._reject_for_breaker(1)  # others try at this moment
+
+    def _reject_for_breaker(self, retry_after: int) -> None:
+        breaker = self._breaker
+        self._worker.metrics.breaker_rejected(breaker)
+        self._exchange.reject(breaker_open(self._provider, breaker, retry_after))
+
+    @property
+    def _breaker(self) -> BreakerSubject:
+        return BreakerSubject(self._provider.name, self._exchange.admission.route.label, self._model)
+
+    def _ask_key(self) -> None:
+        """A suspect key is tried by one request of the machine at a time; AWS wants a signature."""
+        adapter = self._provider.adapter
+        if self._needs_trial and self.key is not None:
+            self._worker.health.ask_trial(KeySubject(self._provider.name, self.key.digest), 1, self._key_answered)
+        elif adapter is not None and self._own is None:
+            self._pending = asyncio.get_running_loop().create_task(self._authorize(adapter))
+        else:
+            self._send()
+
+    def _key_answered(self, granted: bool) -> None:
+        self._key_trial = granted
+        self._needs_trial = False
+        if self._state == _DONE:
+            self._end_key_trial("unknown")
+        elif granted:
+            self._send()
+        else:
+            self._next_key()
+
+    def _next_key(self, error: UpstreamError | None = None) -> None:
+        """This key cannot be used: the next one, else the answer that is held, else one of ours."""
+        assert self.key is not None
+        self._tried |= {self.key.digest}
+        pool = self._worker.health.pools.get(self._provider.name)
+        if pool is None or pool.keys is not self._provider.keys:  # the provider has been changed since
+            self.exhausted = True
+            refusal: Refusal | None = no_key(self._provider)
+        else:
+            refusal = self._choose_key(pool)
+        if refusal is None:
+            self._ask_key()
+        elif self._held is not None:
+            self._let_go(error)
+        else:
+            self._exchange.reject(refusal)
+
+    async def _authorize(self, adapter: Adapter) -> None:
+        exchange = self._exchange
+        prepared = self._prepared
+        assert prepared is not None
+        refusal = None
+        try:
+            self._signature, self.hint = await adapter.authorize(exchange.head.method, prepared)
+        except AdapterError as error:
+            refusal = Refusal(error.status, "no_credential", str(error))
+        self._pending = None
+        if self._state == _DONE:
+            return
+        exchange.stages["authorize"] = perf_counter_ns()
+        if refusal is not None:
+            exchange.reject(refusal)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        exchange = self._exchange
+        self._held = None
+        self.sent_head = exchange.upstream_head(self.key, self._prepared, self._signature, len(self._body))
+        upstream = self._worker.pool.take(self._provider.origin) if self.replayable else None
+        if upstream is None:
+            self._connect()
+        else:
+            self._reused = True
+            self._send_over(upstream)
+
+    def _connect(self) -> None:
+        self._state = _CONNECT
+        self._noted = False
+        self._pending = self._worker.pool.connect(self._provider.origin, self._connected, self._connect_failed)
+
+    def _connected(self, upstream: UpstreamConnection) -> None:
+        self._pending = None
+        if self._state != _CONNECT:
+            self._worker.pool.release(upstream)
+            return
+        self._exchange.stages["connect"] = perf_counter_ns()
+        self._reused = False
+        self._send_over(upstream)
+
+    def _send_over(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        self._state = _AWAIT
+        self._noted = False
+        self._sent_ns = perf_counter_ns()
+        if self._worker.dumps is not None:
+            self._dump_request()
+        if self.replayable:
+            upstream.send(self, self.sent_head, self._body)
+        else:
+            upstream.send(self, self.sent_head, more=True)
+            self._exchange.upload()
+
+    def send_more(self, data: bytes, *, last: bool) -> None:
+        """More of an upload, framed as the head says."""
+        upstream = self._upstream
+        if upstream is not None:
+            if self._dump is not None:
+                self._dump.request_piece(data)
+            upstream.send_more(data, last=last)
+
+    def _connect_failed(self, error: UpstreamError) -> None:
+        self._pending = None
+        if self._state == _CONNECT:
+            self._sent_ns = perf_counter_ns()
+            self._failed(error, 0)
+            self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
+
+    # --- the answer
+
+    def response_interim(self, head: ResponseHead) -> None:
+        if head.status != 100:
+            lines = kept_response_lines(head, RESPONSE_DROPPED)
+            self._exchange.connection.write(b"\r\n".join((head.status_line, *lines, b"", b"")))
+
+    def response_head(self, head: ResponseHead) -> None:
+        self._exchange.stages["head"] = perf_counter_ns()
+        self._status = status = head.status
+        if self._dump is not None:
+            self._dump.response_head(b"\r\n".join((head.status_line, *head.lines, b"", b"")))
+        if status < 400:
+            if self._key_trial or self._breaker_trial:
+                self._end_key_trial("passed")
+                self._end_breaker_trial("passed")
+        elif self.key is not None and needs_body(status):
+            self._hold(head)
+            return
+        elif status >= 500 and self._retries_5xx < self._worker.settings.retry_5xx and self._may_repeat():
+            self._retries_5xx += 1
+            self._state = _DISCARD
+            assert self._upstream is not None
+            self._upstream.discard()
+            return
+        self._relay(head)
+
+    def _relay(self, head: ResponseHead) -> None:
+        """This is the answer: from here on it goes to the client."""
+        self._state = _RELAY
+        exchange = self._exchange
+        observer, changed = self._begin_answer(head)
+        upstream = self._upstream
+        assert upstream is not None
+        if changed is not None:
+            exchange.connection.write(exchange.client_head(head, changed))  # here: what is changed goes past the sink
+            change = self._change if self._dump is None else _both(self._dump.response, self._change)
+            upstream.relay(b"", _nowhere, change, verbatim=False)
+            return
+        show: Write | None = None if observer is None else observer.feed
+        if self._dump is not None:
+            show = self._dump.response if show is None else _both(self._dump.response, show)
+        compact = None if observer is None else observer.compact
+        upstream.relay(exchange.client_head(head, None), exchange.connection.write, show, compact=compact)
+
+    def _begin_answer(self, head: ResponseHead) -> tuple[Observer | None, ChangedAnswer | None]:
+        self._body = b""
+        begun = self.observer, self._changed = self._exchange.answering(head)
+        return begun
+
+    def _change(self, payload: bytes) -> None:
+        """More of an answer that does not go on as it came."""
+        changed = self._changed
+        assert changed is not None
+        try:
+            changed.feed(payload, time.monotonic())
+        except TransformError as error:
+            upstream, self._upstream = self._upstream, None
+            if upstream is not None:
+                upstream.abort()
+            self._cut(UpstreamError(Failure.PROTOCOL, str(error)))
+
+    def _cut(self, error: UpstreamError) -> None:
+        """The client's answer ends in the middle."""
+        self._failed(error, self._status)
+        self._exchange.cut(error)
+
+    def response_done(self) -> None:
+        self._upstream = None
+        if self._dump is not None:
+            self._dump.close()
+        state = self._state
+        if state == _HELD:
+            self._look_at_held()
+        elif state == _DISCARD:
+            self._attempted(self._status, "")
+            self._repeat()
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        if self._changed is not None:
+            try:
+                self._changed.end(time.monotonic())
+            except TransformError as error:
+                self._cut(UpstreamError(Failure.PROTOCOL, str(error)))
+                return
+        self._attempted(self._status, "")
+        self._exchange.answered()
+
+    def response_failed(self, error: UpstreamError) -> None:
+        self._upstream = None
+        state = self._state
+        if state == _HELD:
+            self._look_at_held(error)
+        elif state == _RELAY:
+            self._cut(error)
+        else:
+            self._failed(error, 0)
+            if state == _DISCARD:
+                self._repeat()
+            else:
+                self._retry_or_fail(error, retry=error.failure is Failure.STALE)
+
+    # --- once more
+
+    def _retry_or_fail(self, error: UpstreamError, *, retry: bool) -> None:
+        """Nothing has gone to the client: once more where that is safe, else an answer of our own."""
+        limit = self._worker.settings.max_retries
+        if error.failure is Failure.STALE:
+            limit = max(1, limit)  # a stale connection says nothing about the upstream
+        if retry and self._retries < limit and not self._worker.cutting:
+            self._retries += 1
+            self._connect()
+        else:
+            self._exchange.unreachable(error)
+
+    def _may_repeat(self) -> bool:
+        return self.replayable and not self._worker.cutting
+
+    def _repeat(self) -> None:
+        """The same again after a 5xx that nobody saw, with a new signature where there is one."""
+        if self._signature:
+            self._ask_key()
+        else:
+            self._send()
+
+    # --- an answer that may speak of the key
+
+    def _hold(self, head: ResponseHead) -> None:
+        self._state = _HELD
+        self._held = held = HeldAnswer(head, self._let_go)
+        self._held_timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go)
+        upstream = self._upstream
+        assert upstream is not None
+        show = held.take_payload if self._dump is None else _both(self._dump.response, held.take_payload)
+        upstream.relay(b"", held.take, show, verbatim=head.framing != UNTIL_CLOSE)
+
+    def _look_at_held(self, error: UpstreamError | None = None) -> None:
+        """It has come whole, or (`error`) as far as it will."""
+        self._stop_holding()
+        if self._judge_key() and self._may_repeat():
+            if error is not None:
+                self._failed(error, self._status)
+            else:
+                self._attempted(self._status, "")
+            self._next_key(error)
+        else:
+            self._let_go(error)
+
+    def _judge_key(self) -> bool:
+        """Whether the answer that is held says that the key cannot be used."""
+        held, key = self._held, self.key
+        assert held is not None
+        assert key is not None
+        fields = held.head.fields
+        found = verdict(self._status, fields, read_key_error(fields, held.payload), time.time())
+        if found is None:
+            self._end_key_trial("unknown" if self._status == 403 else "passed")
+            return False
+        model = self._model or self._exchange.admission.route.label
+        reports = self._worker.health.mark(self._provider.name, key, found, model)
+        self._worker.metrics.keys_changed(reports)
+        self._end_key_trial("failed" if found.kind == "refused" else "passed")
+        return True
+
+    def _let_go(self, error: UpstreamError | None = None) -> None:
+        """No other answer is to be had: this one goes to the client as it came, and what still comes of it too."""
+        held = self._held
+        assert held is not None
+        if self._upstream is not None:  # too long, or too slow
+            self._stop_holding()
+            self._judge_key()
+        self._held = None
+        self._state = _RELAY
+        exchange = self._exchange
+        observer, changed = self._begin_answer(held.head)
+        write = exchange.connection.write
+        write(exchange.client_head(held.head, changed))
+        if changed is not None:
+            held.let_go(None, self._change)
+        else:
+            held.let_go(write, None if observer is None else observer.feed)
+        if error is not None:
+            self._cut(error)
+        elif self._upstream is None:
+            self._complete()
+
+    def _stop_holding(self) -> None:
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+            self._held_timer = None
+
+    # --- the end
+
+    def stop(self) -> None:
+        """Nobody wants an answer any more."""
+        self._stop_holding()
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+        if self._dump is not None:
+            self._dump.close()
+
+    def settled(self, *, failed: bool | None) -> None:
+        """The exchange has ended: whether the upstream failed in it; None when that cannot be said."""
+        self._state = _DONE
+        health = self._worker.health
+        if self._key_trial:
+            self._end_key_trial("unknown")
+        if self._breaker_trial:
+            self._end_breaker_trial("unknown" if failed is None else "failed" if failed else "passed")
+        elif failed:
+            self._worker.metrics.breaker_opened(health.failed(self._breaker))
+        elif failed is not None and health.breakers.tracked:
+            health.succeeded(self._breaker)
+        if self.key is not None:
+            self._worker.metrics.keys_tried(self._provider.name, len(self.attempts))
+
+    def _end_key_trial(self, outcome: TrialOutcome) -> None:
+        if self._key_trial and self.key is not None:
+            self._key_trial = False
+            reports = self._worker.health.key_trial_ended(self._provider.name, self.key, outcome)
+            self._worker.metrics.keys_changed(reports)
+
+    def _end_breaker_trial(self, outcome: TrialOutcome) -> None:
+        if self._breaker_trial:
+            self._breaker_trial = False
+            report = self._worker.health.breaker_trial_ended(self._breaker, outcome)
+            self._worker.metrics.breaker_opened(report)
+
+    # --- flow
+
+    def pause(self) -> None:
+        """The client does not take what comes."""
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def resume(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+    def client_stalled(self) -> None:
+        self._exchange.client_stalled()
+
+    def request_paused(self) -> None:
+        """A body that is held is written whole, and the transport keeps it until it is taken; an upload has to wait."""
+        if not self.replayable:
+            self._exchange.connection.pause_reading()
+
+    def request_resumed(self) -> None:
+        if not self.replayable:
+            self._exchange.connection.resume_reading()
+
+    # --- what is told of it
+
+    def _failed(self, error: UpstreamError, status: int) -> None:
+        self._worker.metrics.upstream_failed(self._provider.name, error.failure)
+        if self._dump is not None:
+            self._dump.failed(error.detail)
+        self._attempted(status, error.detail)
+
+    def _attempted(self, status: int, error: str) -> None:
+        if self._noted:
+            return
+        self._noted = True
+        at_us = (self._sent_ns - self._exchange.t0) // 1000
+        self.attempts += (Attempt(self.hint, self._reused, status, error, at_us),)
+
+    def _dump_request(self) -> None:
+        dumps = self._worker.dumps
+        assert dumps is not None
+        self._dump = self._exchange.dump(dumps, len(self.attempts) + 1)
+        self._dump.request(self.sent_head, self._body)
+
+
+def _both(first: Write, second: Write) -> Write:
+    def show(data: bytes) -> None:
+        first(data)
+        second(data)
+
+    return show
+
+
+def _nowhere(_data: bytes) -> None:
+    """Nothing goes out as it came."""
