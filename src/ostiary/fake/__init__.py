@@ -6,6 +6,7 @@
     anthropic, chat, responses, catalog, errors      those → one provider's JSON or events
     event_stream                                     events → bytes, with the oddities of real streams
     delivery    bytes → a script: framing, coding, pace, tears, cuts
+    aws, aws_bedrock, aws_identity, aws_signature    AWS Bedrock behind checked signatures, STS, instance metadata
     keys, replay, ledger                             what a test scripts, and what it asks afterwards
     provider    all of the above: a request in, the script of its answer out, without a socket
     connection  plays scripts on an HTTP/1.1 connection; admin: the paths under /fake/

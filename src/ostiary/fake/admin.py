@@ -8,6 +8,10 @@ POST   /fake/keys       {"key": K, "control": C, "times": N}     an empty contro
 DELETE /fake/keys
 GET    /fake/replay · POST /fake/replay (see `replay.Recording`) · DELETE /fake/replay
 GET    /fake/behaviour · PUT /fake/behaviour {"control": C}      for requests that bring none
+GET    /fake/aws · DELETE /fake/aws               who may sign; as at the start
+POST   /fake/aws/keys   {"access_key": K, "secret_key": S}       an empty secret takes K back
+POST   /fake/aws/roles  {"arn": A, "external_id": E, "seconds": N}
+PUT    /fake/aws/metadata {"enabled": B, "role": R, "seconds": N, "region": R}
 GET    /fake/ready
 """
 
@@ -19,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from . import replay
+from .aws_identity import Metadata, Role
 from .behaviour import PLAIN, behaviour
 from .delivery import Client, Reply, Script, script
 from .keys import KeyRule
@@ -36,6 +41,11 @@ class _KeyOrder(Struct, forbid_unknown_fields=True):
 
 class _Control(Struct, forbid_unknown_fields=True):
     control: str
+
+
+class _AwsKey(Struct, forbid_unknown_fields=True):
+    access_key: str
+    secret_key: str = ""
 
 
 class _LedgerMode(Struct, forbid_unknown_fields=True):
@@ -59,6 +69,11 @@ class AdminPaths:
             ("DELETE", "/fake/replay"): lambda _query, _body: provider.replays.clear(),
             ("GET", "/fake/behaviour"): lambda _query, _body: {"control": provider.default},
             ("PUT", "/fake/behaviour"): self._set_default,
+            ("GET", "/fake/aws"): lambda _query, _body: provider.aws.identities.as_json(),
+            ("DELETE", "/fake/aws"): lambda _query, _body: provider.aws.identities.clear(),
+            ("POST", "/fake/aws/keys"): self._set_aws_key,
+            ("POST", "/fake/aws/roles"): self._set_role,
+            ("PUT", "/fake/aws/metadata"): self._set_metadata,
             ("GET", "/fake/ready"): lambda _query, _body: {"ready": True},
         }
 
@@ -96,6 +111,16 @@ class AdminPaths:
         order = msgspec.json.decode(body, type=_KeyOrder)
         behaviour(order.control)  # refuses a misspelt control here, where the test sees it
         self._provider.keys.script(order.key, KeyRule(order.control, order.times) if order.control else None)
+
+    def _set_aws_key(self, _query: dict[str, str], body: bytes) -> None:
+        order = msgspec.json.decode(body, type=_AwsKey)
+        self._provider.aws.identities.set_key(order.access_key, order.secret_key)
+
+    def _set_role(self, _query: dict[str, str], body: bytes) -> None:
+        self._provider.aws.identities.set_role(msgspec.json.decode(body, type=Role))
+
+    def _set_metadata(self, _query: dict[str, str], body: bytes) -> None:
+        self._provider.aws.identities.metadata = msgspec.json.decode(body, type=Metadata)
 
     def _set_default(self, _query: dict[str, str], body: bytes) -> None:
         self._provider.default = msgspec.json.decode(body, type=_Control).control

@@ -77,6 +77,8 @@ class Behaviour(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True)
     """Anthropic: a ping after every so-manieth event."""
     unknown: bool = False
     """Events and fields that no client knows yet."""
+    damage: Literal["", "prelude", "message", "truncated"] = ""
+    """Bedrock: a message whose prelude or whole does not fit its checksum, or that ends early; place as `after`."""
     crlf: bool = False
     """Lines end with CR LF."""
     multiline: bool = False

@@ -15,6 +15,8 @@ from typing import Protocol, cast
 
 import httptools
 
+from .aws import AwsRequest, is_for_aws
+from .aws_signature import ALGORITHM, signer_of
 from .delivery import Client, Script
 from .ledger import Entry, Outcome
 from .provider import FakeProvider, Request, route_label
@@ -354,7 +356,7 @@ class _Performance:
 
 def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.HttpRequestParser") -> Turn:
     key = control = mark = accept = ""
-    anthropic = False
+    anthropic = signed = False
     for name, value in headers:
         slot = _INTERESTING.get(name) or _INTERESTING.get(name.lower())
         if slot is None:
@@ -362,7 +364,8 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
         text = value.decode("latin-1")
         if slot == "authorization":
             scheme, _, credential = text.partition(" ")
-            key = credential.strip() if scheme.lower() == "bearer" else key
+            signed = scheme == ALGORITHM
+            key = credential.strip() if scheme.lower() == "bearer" else signer_of(text) if signed else key
         elif slot == "key":
             key = text
             anthropic = anthropic or name.lower() == b"x-api-key"
@@ -377,7 +380,9 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
     target = url.decode("latin-1")
     method = parser.get_method().decode()
     client = Client(method, parser.get_http_version() == "1.0", parser.should_keep_alive(), accept)
-    request = Request(method, target.partition("?")[0], key, control, mark, anthropic, client)
+    path = target.partition("?")[0]
+    aws = AwsRequest(method, target, headers, key, signed, control) if is_for_aws(path, signed=signed) else None
+    request = Request(method, path, key, control, mark, anthropic, client, aws)
     return Turn(target, headers, request)
 
 

@@ -26,7 +26,7 @@ _MARK = b"fake-mark:"
 _MARK_END = frozenset(b"\"'\\ \t\r\n<>,;")
 _MAX_MARK = 200
 _MAX_ABORTED = 10_000
-_SECRET_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+_SECRET_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-amz-security-token")
 
 
 class Entry(Struct):

@@ -19,6 +19,8 @@ import msgspec
 from . import anthropic, catalog, chat, errors, event_stream, responses
 from .answer import Answer, compose, shaped
 from .asked import Asked, BadRequestError, Wire, read
+from .aws import AwsRequest, FakeAws
+from .aws import label as aws_label
 from .behaviour import PLAIN, Behaviour, ControlError, behaviour, model_control
 from .delivery import Client, Reply, Script, raw_script, script
 from .event_stream import Event
@@ -71,6 +73,8 @@ class Request(NamedTuple):
     anthropic: bool
     """The client speaks to Anthropic: `anthropic-version` or `x-api-key` was there."""
     client: Client
+    aws: AwsRequest | None = None
+    """It is for AWS: signed, or on a path of AWS's."""
 
 
 class FakeProvider:
@@ -80,6 +84,7 @@ class FakeProvider:
         self.ledger = ledger or Ledger()
         self.keys = Keys()
         self.replays = Replays()
+        self.aws = FakeAws(self.keys)
         self._default = ""
         self._nonce = os.urandom(4).hex()
         self._numbers = itertools.count(1)
@@ -104,6 +109,8 @@ class FakeProvider:
 
     def answer(self, request: Request, body: bytes, token: bytes) -> Script:
         """What to send for `request`."""
+        if request.aws is not None:
+            return self._aws_script(request, request.aws, body, token)
         verdict = self.keys.verdict(request.key)
         client = request.client
         if verdict or self.replays or client.http10 or not client.keep_alive or len(body) > _MAX_CACHED_BODY:
@@ -133,6 +140,12 @@ class FakeProvider:
             return None
         reply = _error(wanted.status or 400, wanted, request.anthropic)
         return script(reply, wanted, request.client, token)
+
+    def _aws_script(self, request: Request, aws: AwsRequest, body: bytes, token: bytes) -> Script:
+        found = self.aws.reply(aws, body, self._default, token.decode())
+        if isinstance(found, str):
+            return self._script(request._replace(path=found), body, token, self.keys.verdict(request.key))[0]
+        return script(*found, request.client, token)
 
     def _script(self, request: Request, body: bytes, token: bytes, verdict: str) -> tuple[Script, bool]:
         """The answer, and whether the same bytes may be answered so again."""
@@ -180,7 +193,7 @@ def route_of(path: str) -> str:
 def route_label(path: str) -> str:
     """One of a fixed set of names, for counting."""
     route = route_of(path)
-    return next((known for known in _ROUTES if route == known), "other")
+    return aws_label(path) or next((known for known in _ROUTES if route == known), "other")
 
 
 def _reply(request: Request, route: str, asked: Asked | None, wanted: Behaviour, body: bytes) -> Reply:
