@@ -13,6 +13,7 @@ from .api import (
     interceptions,
     journals,
     models_clients,
+    provider_keys,
     providers,
     replicas,
     sessions,
@@ -32,7 +33,16 @@ _RECORD_ROUTERS = (
     journals.router,
     replicas.router,
 )
-_ROUTERS = (providers.router, users.router, tokens.router, audit.router, vault.router, health.router, docs.router)
+_ROUTERS = (
+    providers.router,
+    provider_keys.router,
+    users.router,
+    tokens.router,
+    audit.router,
+    vault.router,
+    health.router,
+    docs.router,
+)
 
 
 def create_app(control: ControlPlane) -> FastAPI:

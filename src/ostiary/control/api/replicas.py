@@ -16,5 +16,9 @@ router = APIRouter(tags=["gateways"])
 async def list_all(
     _caller: Annotated[Person, Depends(require_role("admin", "auditor"))], connection: ReadConnection
 ) -> ReplicaPage:
-    """Every gateway that reported within the last day: its workers, what they serve, what waits to be shipped."""
+    """Every gateway that reported within the last day: its workers, what they serve, what waits to be shipped.
+
+    And how it has found the keys of its providers, with the history of each since the gateway started, and the circuit
+    breakers that have been open.
+    """
     return await list_replicas(connection)

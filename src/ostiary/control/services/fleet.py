@@ -1,5 +1,6 @@
 """Fleet: gateways say how they are. What they say is kept as text and numbers, cut to size, and never trusted further."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -50,8 +51,14 @@ class FleetService:
 
 def _plain(message: Message) -> dict[str, Any]:
     """Its fields by name, the empty ones too."""
-    fields = ((field.name, getattr(message, field.name)) for field in message.DESCRIPTOR.fields)
-    return {name: _text(value) if isinstance(value, str) else value for name, value in fields}
+    return {field.name: _value(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    # of what is here only lists hold anything, and those of messages only
+    return [_plain(one) for one in value] if isinstance(value, Sequence) else value
 
 
 def _text(value: str) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import case, func, select, text
+from sqlalchemy import Text, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .fleet_health import KeyOnReplica, ReplicaBreaker, ReplicaKey, key_health, replica_breaker, replica_key
 from .tables import provider_revisions, replicas
 
 STALE_SECONDS: Final = 30
@@ -36,8 +37,8 @@ class Replica:
     revision: int
     """Of the providers that its link holds; that of each worker stands with the worker."""
     workers: list[dict[str, Any]]
-    keys: list[dict[str, Any]]
-    breakers: list[dict[str, Any]]
+    keys: list[ReplicaKey]
+    breakers: list[ReplicaBreaker]
     journals: list[dict[str, Any]]
     provider_errors: dict[str, str]
     first_seen: datetime
@@ -65,6 +66,16 @@ _PRUNE: Final = text(
 )
 
 
+_STATE: Final = case(
+    (r.last_seen < func.now() - text(f"interval '{STALE_SECONDS} seconds'"), "stale"), else_="live"
+).label("state")
+_KEYS_OF_PROVIDER: Final = func.jsonb_path_query_array(
+    r.status,
+    text("'$.keys[*] ? (@.provider == $name)'"),
+    func.jsonb_build_object("name", bindparam("provider", type_=Text)),
+).label("keys")
+
+
 async def store_replica(connection: AsyncConnection, replica_id: str, **columns: Any) -> None:
     """Keep what a replica says of itself in place of what it said before, and forget those long gone."""
     statement = insert(replicas).values(replica_id=replica_id, **columns)
@@ -75,14 +86,30 @@ async def store_replica(connection: AsyncConnection, replica_id: str, **columns:
 
 async def list_replicas(connection: AsyncConnection) -> ReplicaPage:
     """All replicas, live ones first, by host name."""
-    state = case((r.last_seen < func.now() - text(f"interval '{STALE_SECONDS} seconds'"), "stale"), else_="live")
-    query = select(replicas, state.label("state")).order_by("state", r.hostname, r.replica_id).limit(MAX_REPLICAS)
+    query = select(replicas, _STATE).order_by("state", r.hostname, r.replica_id).limit(MAX_REPLICAS)
     rows = (await connection.execute(query)).mappings().all()
     newest = await connection.scalar(select(func.coalesce(func.max(provider_revisions.c.revision), 0)))
     return ReplicaPage(len(rows), newest or 0, [_shape(dict(row)) for row in rows])
 
 
+async def keys_of_provider(connection: AsyncConnection, provider: str) -> dict[str, list[KeyOnReplica]]:
+    """Key id → how each replica that knows the key has found it, live ones first, by host name."""
+    query = select(r.replica_id, r.hostname, _STATE, _KEYS_OF_PROVIDER).order_by("state", r.hostname, r.replica_id)
+    found: dict[str, list[KeyOnReplica]] = {}
+    for row in await connection.execute(query.limit(MAX_REPLICAS), {"provider": provider}):
+        for said in row.keys:
+            shown = KeyOnReplica(row.replica_id, row.hostname, row.state, **key_health(said))
+            found.setdefault(said.get("key_id", ""), []).append(shown)
+    return found
+
+
 def _shape(row: dict[str, Any]) -> Replica:
     status = row.pop("status")
-    parts = {name: status.get(name, []) for name in ("workers", "keys", "breakers", "journals")}
-    return Replica(**row, **parts, provider_errors=status.get("provider_errors", {}))
+    return Replica(
+        **row,
+        workers=status.get("workers", []),
+        keys=[replica_key(said) for said in status.get("keys", [])],
+        breakers=[replica_breaker(said) for said in status.get("breakers", [])],
+        journals=status.get("journals", []),
+        provider_errors=status.get("provider_errors", {}),
+    )
