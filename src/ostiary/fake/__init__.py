@@ -3,7 +3,9 @@
     behaviour   what a request may ask for (faults, pace, contents), by header or by the model's name
     asked       request body → what the answer depends on
     answer      that → text, thinking, tool calls, usage
-    anthropic, chat, responses, catalog, errors      those → one provider's JSON or events
+    anthropic, chat, responses, completions          those → one provider's JSON or events
+    catalog, media, files, copilot, errors           what providers answer beside; metered: which route is which of them
+    forms       uploads, counted and hashed without being held
     event_stream                                     events → bytes, with the oddities of real streams
     delivery    bytes → a script: framing, coding, pace, tears, cuts
     aws, aws_bedrock, aws_identity, aws_signature    AWS Bedrock behind checked signatures, STS, instance metadata

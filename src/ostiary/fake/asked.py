@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct
 
-Wire = Literal["anthropic", "chat", "responses"]
+Wire = Literal["anthropic", "chat", "responses", "completions"]
 
 
 class BadRequestError(ValueError):
@@ -48,6 +48,8 @@ class Asked(Struct, frozen=True):
     """False: reasoning happens, but only its signature or count is sent."""
     encrypted_reasoning: bool = False
     include_usage: bool = False
+    usage_unasked: bool = False
+    """Chat streams report usage whether it was asked for or not, as Copilot's do."""
     obfuscation: bool = True
     cached: bool = False
     """The request marks its prompt for caching, or is long enough for a provider that caches by itself."""
@@ -112,6 +114,7 @@ class _Request(Struct):
     reasoning_effort: str | None = None
     n: int | None = None
     input: Any = None
+    prompt: Any = None
     include: list[str] | None = None
 
 
@@ -149,6 +152,8 @@ def read(wire: Wire, body: bytes, *, generating: bool = True) -> Asked:
         return _anthropic(request, body, tokens)
     if wire == "chat":
         return _chat(request, tokens)
+    if wire == "completions":
+        return _completions(request, tokens)
     return _responses(request, body, tokens)
 
 
@@ -189,6 +194,23 @@ def _chat(request: _Request, tokens: int) -> Asked:
         thinking=request.reasoning_effort not in (None, "none"),
         include_usage=options is not None and options.include_usage is True,
         obfuscation=options is None or options.include_obfuscation is not False,
+        cached=tokens >= _OPENAI_CACHES_FROM,
+        choices=min(max(request.n or 1, 1), 8),
+        input_tokens=tokens,
+    )
+
+
+def _completions(request: _Request, tokens: int) -> Asked:
+    given = request.prompt[-1] if isinstance(request.prompt, list) and request.prompt else request.prompt
+    if given is None:
+        raise BadRequestError("Missing required parameter: 'prompt'.", "prompt")
+    options = request.stream_options
+    return Asked(
+        wire="completions",
+        model=request.model,
+        stream=bool(request.stream),
+        prompt=given if isinstance(given, str) else "",  # tokens have no text here
+        include_usage=options is not None and options.include_usage is True,
         cached=tokens >= _OPENAI_CACHES_FROM,
         choices=min(max(request.n or 1, 1), 8),
         input_tokens=tokens,

@@ -40,11 +40,14 @@ class Behaviour(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True)
     headers: dict[str, str] = {}
     """Added to the head, as spelt here; JSON form only."""
 
+    api_version: str = ""
+    """Azure: a request whose query does not name this `api-version` is not found."""
+
     # Its contents
     text: str | None = None
     """In place of the echo of the last user prompt."""
     size: int = 0
-    """Characters of the text: it is repeated and cut to fit."""
+    """Characters of the text: it is repeated and cut to fit. Of a picture, a sound or a file: its bytes, at least."""
     events: int = 0
     """Events of a stream in all; text and thinking are spread over what the fixed ones leave."""
     event_size: int = 0

@@ -35,12 +35,15 @@ def completion(asked: Asked, wanted: Behaviour, answer: Answer) -> dict[str, Any
     ]
     body = _envelope("chat.completion", asked, wanted) | {"choices": choices}
     if wanted.usage:
-        body["usage"] = _usage(answer)
+        body["usage"] = usage_of(answer)
     return body | {"service_tier": "default", "system_fingerprint": _FINGERPRINT}
 
 
 def events(asked: Asked, wanted: Behaviour, answer: Answer) -> list[Event]:
-    """The streaming answer. With `include_usage` every chunk has a null `usage`, and one more has it and no choices."""
+    """The streaming answer. With `include_usage` every chunk has a null `usage`, and one more has it and no choices.
+
+    Copilot sends it unasked, in the chunk that ends the last choice.
+    """
     envelope = _envelope("chat.completion.chunk", asked, wanted) | {
         "service_tier": "default",
         "system_fingerprint": _FINGERPRINT,
@@ -72,9 +75,14 @@ def events(asked: Asked, wanted: Behaviour, answer: Answer) -> list[Event]:
         for piece in argument_pieces(call):
             part = {"index": at, first["type"]: {_argument_field(call.free_form): piece}}
             stream += every_choice({"tool_calls": [part]}, hide=piece)
-    stream += every_choice({}, finish=_STOP[answer.stop], hide="")
+    ends = every_choice({}, finish=_STOP[answer.stop], hide="")
+    if asked.usage_unasked and wanted.usage:
+        last = msgspec.json.decode(ends[-1].data) | {"usage": usage_of(answer)}
+        ends[-1] = Event("", msgspec.json.encode(last))
+        report = False
+    stream += ends
     if report:
-        stream.append(chunk([], _usage(answer), ""))
+        stream.append(chunk([], usage_of(answer), ""))
     stream.append(DONE)
     return stream
 
@@ -113,7 +121,8 @@ def _argument_field(free_form: bool) -> str:
     return "input" if free_form else "arguments"
 
 
-def _usage(answer: Answer) -> dict[str, Any]:
+def usage_of(answer: Answer) -> dict[str, Any]:
+    """As both of OpenAI's completion APIs report it."""
     usage = answer.usage
     return {
         "prompt_tokens": usage.input,

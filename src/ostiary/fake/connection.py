@@ -18,10 +18,12 @@ import httptools
 from .aws import AwsRequest, is_for_aws
 from .aws_signature import ALGORITHM, signer_of
 from .delivery import Client, Script
+from .forms import Form
 from .ledger import Entry, Outcome
 from .provider import FakeProvider, Request, route_label
 
 _MAX_BODY = 64 * 1024 * 1024
+_MAX_FORM = 1024 * 1024 * 1024
 _MAX_WAITING = 32
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -38,7 +40,7 @@ class Admin(Protocol):
 class Turn:
     """One request and its answer."""
 
-    __slots__ = ("arrived", "body", "early", "entry", "headers", "number", "path", "request", "sent", "target")
+    __slots__ = ("arrived", "body", "early", "entry", "form", "headers", "number", "path", "request", "sent", "target")
 
     def __init__(self, target: str, headers: list[tuple[bytes, bytes]], request: Request) -> None:
         self.target = target
@@ -46,6 +48,8 @@ class Turn:
         self.request = request
         self.path = request.path
         self.body = b""
+        self.form: Form | None = None
+        """In place of `body`, which is not held then."""
         self.entry: Entry | None = None
         self.number = -1
         self.early = False
@@ -165,22 +169,30 @@ class Connection(asyncio.Protocol):
             return  # pipelined behind an answer that has ended the connection: it was never read
         parser = self._parser
         turn = self._reading = _turn(self._url, self._headers, parser)
+        if turn.request.form_type:
+            turn.form = Form(turn.request.form_type, hashing=self._ledger.hashing)
         if not turn.path.startswith("/fake/"):
             ledger = self._ledger
             turn.number = ledger.count
             ledger.count_arrival(route_label(turn.path))
             if ledger.noting:
                 request = turn.request
-                turn.entry = ledger.arrived(request.method, turn.path, request.mark, request.key, turn.headers)
+                turn.entry = ledger.arrived(
+                    request.method, turn.path, request.query, request.mark, request.key, turn.headers
+                )
             self._answer_early(turn)
         if any(name.lower() == b"expect" for name, _ in self._headers) and not turn.early:
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
+        turn = self._reading
+        form = turn.form if turn is not None else None
         self._body_size += len(body)
-        if self._body_size > _MAX_BODY:
+        if self._body_size > (_MAX_BODY if form is None else _MAX_FORM):
             self._refuse(_TOO_LARGE)
-        elif not (self._reading is not None and self._reading.early):
+        elif form is not None:
+            form.add(body)
+        elif not (turn is not None and turn.early):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -192,7 +204,9 @@ class Connection(asyncio.Protocol):
         body = self._body
         turn.body = body[0] if len(body) == 1 else b"".join(body)
         self._body = []
-        if turn.entry is not None:
+        if turn.entry is not None and turn.form is not None:
+            self._ledger.received_form(turn.entry, turn.form)
+        elif turn.entry is not None:
             self._ledger.received(turn.entry, turn.body)
         if self._performance is None and not self._write_paused and not self._waiting:
             self._take(turn)
@@ -226,7 +240,7 @@ class Connection(asyncio.Protocol):
         if turn.number < 0:
             self._play(turn, self._admin(turn.request.method, turn.target, turn.body), token)
         else:
-            self._play(turn, self._provider.answer(turn.request, turn.body, token), token)
+            self._play(turn, self._provider.answer(turn.request, turn.body, token, turn.form), token)
 
     def _play(self, turn: Turn, script: Script, token: bytes) -> None:
         segments = script.segments
@@ -355,7 +369,8 @@ class _Performance:
 
 
 def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.HttpRequestParser") -> Turn:
-    key = control = mark = accept = ""
+    key = control = mark = accept = form_type = ""
+    copilot = False
     anthropic = signed = False
     for name, value in headers:
         slot = _INTERESTING.get(name) or _INTERESTING.get(name.lower())
@@ -375,14 +390,18 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
             mark = text
         elif slot == "accept":
             accept = f"{accept},{text}" if accept else text
+        elif slot == "type":
+            form_type = text if text.lower().startswith("multipart/form-data") else ""
+        elif slot == "copilot":
+            copilot = True
         else:
             anthropic = True
     target = url.decode("latin-1")
     method = parser.get_method().decode()
     client = Client(method, parser.get_http_version() == "1.0", parser.should_keep_alive(), accept)
-    path = target.partition("?")[0]
+    path, _, query = target.partition("?")
     aws = AwsRequest(method, target, headers, key, signed, control) if is_for_aws(path, signed=signed) else None
-    request = Request(method, path, key, control, mark, anthropic, client, aws)
+    request = Request(method, path, key, control, mark, anthropic, client, aws, query, form_type, copilot)
     return Turn(target, headers, request)
 
 
@@ -393,6 +412,8 @@ _INTERESTING = {
     b"x-fake": "control",
     b"x-fake-mark": "mark",
     b"accept-encoding": "accept",
+    b"content-type": "type",
+    b"copilot-integration-id": "copilot",
     b"anthropic-version": "anthropic",
 }
 

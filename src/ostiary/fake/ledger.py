@@ -19,6 +19,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from .forms import Form
+
 Mode = Literal["counts", "marks", "full"]
 Outcome = Literal["open", "answered", "cut", "aborted"]
 
@@ -39,6 +41,7 @@ class Entry(Struct):
     path: str
     mark: str = ""
     key_sha256: str = ""
+    query: str = ""
     headers: list[tuple[str, str]] = []
     """In the order received, names as spelt; a key's value is replaced by its hash. Full mode only."""
     body_bytes: int = -1
@@ -83,6 +86,11 @@ class Ledger:
         """Whether requests are noted one by one."""
         return self.mode != "counts" or self._file >= 0
 
+    @property
+    def hashing(self) -> bool:
+        """Whether bodies are noted by their hash."""
+        return self.mode == "full" or self._file >= 0
+
     def count_arrival(self, route: str) -> None:
         """A request's head has been read. `route` is one of a fixed set."""
         self.count += 1
@@ -97,9 +105,11 @@ class Ledger:
             self.aborted_count += 1
         self.by_status[status] += 1
 
-    def arrived(self, method: str, path: str, mark: str, key: str, headers: Iterable[tuple[bytes, bytes]]) -> Entry:
+    def arrived(
+        self, method: str, path: str, query: str, mark: str, key: str, headers: Iterable[tuple[bytes, bytes]]
+    ) -> Entry:
         """Note what `count_arrival` counted; only called when `noting`."""
-        entry = Entry(self.count - 1, time.time(), method, path, mark, _sha256(key.encode()) if key else "")
+        entry = Entry(self.count - 1, time.time(), method, path, mark, _sha256(key.encode()) if key else "", query)
         if self.mode == "full":
             entry.headers = [_shown(name, value) for name, value in headers]
             if len(self.entries) < self._limit:
@@ -113,13 +123,19 @@ class Ledger:
 
     def received(self, entry: Entry, body: bytes) -> None:
         """Its body has been read."""
+        self._received(entry, body, len(body), _sha256(body) if self.hashing else "")
+
+    def received_form(self, entry: Entry, form: Form) -> None:
+        """Its body was a form, of which not every byte was kept."""
+        self._received(entry, form.kept, form.size, form.sha256)
+
+    def _received(self, entry: Entry, kept: bytes, size: int, sha256: str) -> None:
         if not entry.mark:
-            entry.mark = mark_in(body)
+            entry.mark = mark_in(kept)
             if entry.mark:
                 self._note_mark(entry.mark)
-        entry.body_bytes = len(body)
-        if self.mode == "full" or self._file >= 0:
-            entry.body_sha256 = _sha256(body)
+        entry.body_bytes = size
+        entry.body_sha256 = sha256
         self._write("received", entry)
 
     def ended(self, entry: Entry, status: int, outcome: Outcome, sent_bytes: int) -> None:

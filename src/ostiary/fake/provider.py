@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from . import anthropic, catalog, chat, errors, event_stream, responses
+from . import anthropic, catalog, chat, completions, copilot, errors, event_stream, metered, responses
 from .answer import Answer, compose, shaped
 from .asked import Asked, BadRequestError, Wire, read
 from .aws import AwsRequest, FakeAws
@@ -24,17 +24,23 @@ from .aws import label as aws_label
 from .behaviour import PLAIN, Behaviour, ControlError, behaviour, model_control
 from .delivery import Client, Reply, Script, raw_script, script
 from .event_stream import Event
+from .forms import Fields, Form
 from .keys import Keys
 from .ledger import Ledger
 from .replay import Replays
 
-_GENERATING: dict[str, Wire] = {"/messages": "anthropic", "/chat/completions": "chat", "/responses": "responses"}
+_GENERATING: dict[str, Wire] = {
+    "/messages": "anthropic",
+    "/chat/completions": "chat",
+    "/responses": "responses",
+    "/completions": "completions",
+}
 _ROUTES = (
     *_GENERATING,
-    *("/messages/count_tokens", "/responses/input_tokens", "/embeddings", "/models", "/conversations"),
+    *("/messages/count_tokens", "/responses/input_tokens", "/models", "/conversations"),
     "/api/event_logging",
 )
-_VERSION = re.compile(r"/v1(?=/|$)")
+_VERSION = re.compile(r"^/openai(?:/v1|/deployments/[^/]+)?(?=/)|/v1(?=/|$)")  # the former is Azure's
 _CACHE_BYTES = 32 * 1024 * 1024
 _MAX_CACHED_BODY = 256 * 1024
 _HEAD_KEY, _TAIL_KEY = 64, 512
@@ -75,6 +81,11 @@ class Request(NamedTuple):
     client: Client
     aws: AwsRequest | None = None
     """It is for AWS: signed, or on a path of AWS's."""
+    query: str = ""
+    form_type: str = ""
+    """The content type of a body that is a form."""
+    copilot: bool = False
+    """The client speaks to Copilot: `copilot-integration-id` was there."""
 
 
 class FakeProvider:
@@ -88,7 +99,7 @@ class FakeProvider:
         self._default = ""
         self._nonce = os.urandom(4).hex()
         self._numbers = itertools.count(1)
-        self._cache: dict[tuple[str, str, str, bool, int, bytes, bytes], tuple[bytes, Script]] = {}
+        self._cache: dict[tuple[str, str, str, str, bool, bool, int, bytes, bytes], tuple[bytes, Script]] = {}
         self._cached_bytes = 0
         self._cache_second = 0
 
@@ -107,19 +118,21 @@ class FakeProvider:
         """24 characters that make this answer's ids unique."""
         return b"%b%016x" % (self._nonce.encode(), next(self._numbers))
 
-    def answer(self, request: Request, body: bytes, token: bytes) -> Script:
-        """What to send for `request`."""
+    def answer(self, request: Request, body: bytes, token: bytes, form: Form | None = None) -> Script:
+        """What to send for `request`; `form` in place of its body."""
         if request.aws is not None:
             return self._aws_script(request, request.aws, body, token)
         verdict = self.keys.verdict(request.key)
         client = request.client
+        if form is not None:
+            return self._script(request, b"", token, verdict, form.fields())[0]
         if verdict or self.replays or client.http10 or not client.keep_alive or len(body) > _MAX_CACHED_BODY:
             return self._script(request, body, token, verdict)[0]
         now = int(time.time())
         if now != self._cache_second:
             self._cache.clear()
             self._cache_second, self._cached_bytes = now, 0
-        named = (request.method, request.path, request.control, request.anthropic)
+        named = (request.method, request.path, request.query, request.control, request.anthropic, request.copilot)
         key = (*named, len(body), body[:_HEAD_KEY], body[-_TAIL_KEY:])
         held = self._cache.get(key)
         if held is not None and held[0] == body:
@@ -147,7 +160,9 @@ class FakeProvider:
             return self._script(request._replace(path=found), body, token, self.keys.verdict(request.key))[0]
         return script(*found, request.client, token)
 
-    def _script(self, request: Request, body: bytes, token: bytes, verdict: str) -> tuple[Script, bool]:
+    def _script(
+        self, request: Request, body: bytes, token: bytes, verdict: str, form: Fields | None = None
+    ) -> tuple[Script, bool]:
         """The answer, and whether the same bytes may be answered so again."""
         asked: Asked | None = None
         wanted = PLAIN
@@ -160,11 +175,16 @@ class FakeProvider:
             wire = _GENERATING.get(route) if request.method == "POST" else None
             if wire is not None:
                 asked = read(wire, body)
+                if request.copilot:
+                    asked = msgspec.structs.replace(asked, usage_unasked=True)
                 wanted = behaviour(self._default, model_control(asked.model), request.control)
+            elif request.method == "POST" and metered.known(route) is not None:
+                model = metered.model_of(body, form)
+                wanted = behaviour(self._default, model_control(model), request.control)
             recorded = self._recorded(request, asked, token)
             if recorded is not None:
                 return recorded, False
-            reply = _reply(request, route, asked, wanted, body)
+            reply = _reply(request, route, asked, wanted, body, form)
         except ControlError as exc:
             reply = _error(400, PLAIN, request.anthropic, message=f"fake provider: {exc}")
         except BadRequestError as exc:
@@ -193,10 +213,15 @@ def route_of(path: str) -> str:
 def route_label(path: str) -> str:
     """One of a fixed set of names, for counting."""
     route = route_of(path)
-    return aws_label(path) or next((known for known in _ROUTES if route == known), "other")
+    fixed = route if route in _ROUTES else None
+    return aws_label(path) or fixed or metered.known(route) or copilot.known(route) or "other"
 
 
-def _reply(request: Request, route: str, asked: Asked | None, wanted: Behaviour, body: bytes) -> Reply:
+def _reply(
+    request: Request, route: str, asked: Asked | None, wanted: Behaviour, body: bytes, form: Fields | None
+) -> Reply:
+    if wanted.api_version and f"api-version={wanted.api_version}" not in request.query.split("&"):
+        return _error(404, wanted, False, message="Resource not found")
     if wanted.status and not 200 <= wanted.status < 300:
         return _error(wanted.status, wanted, request.anthropic or (asked is not None and asked.wire == "anthropic"))
     if wanted.body is not None:
@@ -204,16 +229,33 @@ def _reply(request: Request, route: str, asked: Asked | None, wanted: Behaviour,
         return Reply(wanted.status or 200, (("content-type", kind),), (wanted.body.encode(),))
     if asked is not None:
         return _generated(asked, wanted)
+    found = metered.reply(request.method, route, body, form, wanted)
+    if found is not None:
+        return msgspec.structs.replace(found, headers=(*found.headers, *_OPENAI_HEADERS))
     return _catalogued(request, route, wanted, body)
+
+
+_WHOLE = {
+    "anthropic": anthropic.message,
+    "chat": chat.completion,
+    "responses": responses.response,
+    "completions": completions.completion,
+}
+_EVENTS = {
+    "anthropic": anthropic.events,
+    "chat": chat.events,
+    "responses": responses.events,
+    "completions": completions.events,
+}
 
 
 def _generated(asked: Asked, wanted: Behaviour) -> Reply:
     answer = compose(asked, wanted)
     headers = _ANTHROPIC_HEADERS if asked.wire == "anthropic" else _OPENAI_HEADERS
     if not asked.stream:
-        whole = {"anthropic": anthropic.message, "chat": chat.completion, "responses": responses.response}[asked.wire]
+        whole = _WHOLE[asked.wire]
         return Reply(wanted.status or 200, (_JSON, *headers), (msgspec.json.encode(whole(asked, wanted, answer)),))
-    write = {"anthropic": anthropic.events, "chat": chat.events, "responses": responses.events}[asked.wire]
+    write = _EVENTS[asked.wire]
     answer = shaped(asked, wanted, answer, write)
     events = _with_error(write(asked, wanted, answer), asked, wanted, answer)
     parts = tuple(event_stream.encode(events, wanted))
@@ -226,7 +268,7 @@ def _with_error(events: Sequence[Event], asked: Asked, wanted: Behaviour, answer
     kept = events[: wanted.error_after]
     if asked.wire == "anthropic":
         return [*kept, anthropic.stream_error(wanted)]
-    if asked.wire == "chat":
+    if asked.wire in ("chat", "completions"):
         return [*kept, chat.stream_error(wanted)]
     return [*kept, responses.stream_error(asked, wanted, answer, len(kept))]
 
@@ -240,8 +282,6 @@ def _catalogued(request: Request, route: str, wanted: Behaviour, body: bytes) ->
         answer = catalog.models(anthropic=anthropic_client)
     elif route.startswith("/models/") and reads:
         answer = catalog.model(route.removeprefix("/models/"), anthropic=anthropic_client)
-    elif route == "/embeddings" and posts:
-        answer = catalog.embeddings(body)
     elif route == "/messages/count_tokens" and posts:
         answer = anthropic.count_tokens(body)
     elif route == "/responses/input_tokens" and posts:
@@ -250,7 +290,9 @@ def _catalogued(request: Request, route: str, wanted: Behaviour, body: bytes) ->
         answer = catalog.conversation()
     elif route.startswith("/api/event_logging") and posts:
         answer = {"accepted_count": 0, "rejected_count": 0}
-    elif route in _ROUTES:
+    elif (told := copilot.reply(request.method, route, body)) is not None:
+        answer = told
+    elif route in _ROUTES or metered.known(route) or copilot.known(route):
         return _error(405, wanted, anthropic_client)
     if answer is None:
         message = f"Invalid URL ({request.method} {request.path})"
