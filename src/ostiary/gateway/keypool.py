@@ -127,7 +127,6 @@ class _KeyState:
         if (since, until, strikes) <= (self.suspect_since, self.suspect_until, self.strikes):
             return False
         self.suspect_since, self.suspect_until, self.strikes = since, until, strikes
-        self.ask_after = _NEVER
         if self.suspect:
             self.changed_at = at
         return self.suspect
