@@ -43,7 +43,6 @@ class RewriteError(ValueError):
 
 class _OutputConfig(Struct):
     effort: str = ""
-    format: Raw | None = None
 
 
 class _Thinking(Struct):
@@ -160,11 +159,9 @@ def _strip_members(draft: _Draft) -> None:
         if flag not in draft.kept and not (name == "output_config" and draft.generation.takes_output_config):
             draft.remove(name, f"Bedrock does not take it without the beta flag {flag}")
     raw = draft.members.get("output_config")
-    if raw is not None and draft.generation.takes_output_config:
-        config = _output_config.decode(bytes(raw))
-        if config is not None and config.format is not None:
-            without = json_edit.edit_members(bytes(raw), {"format": None})
-            draft.set("output_config", without, "format removed, Bedrock does not take it")
+    if raw is not None and draft.generation.takes_output_config and "format" in (object_members(raw) or ()):
+        without = json_edit.edit_members(bytes(raw), {"format": None})
+        draft.set("output_config", without, "format removed, Bedrock does not take it")
 
 
 def _place_members(draft: _Draft) -> None:
