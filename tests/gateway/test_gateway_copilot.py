@@ -39,14 +39,8 @@ def test_what_it_does_not_serve(path):
     assert copilot().routes.match(path) is None
 
 
-def test_a_request_brings_its_own_token_and_is_not_edited():
-    provider = copilot()
+@pytest.mark.parametrize("allow_byok", [True, False])
+def test_a_request_brings_its_own_token_and_is_not_edited(allow_byok):
+    provider = copilot(allow_byok=allow_byok)
     assert (provider.error, provider.family, provider.brings_own, provider.keys) == ("", "copilot", True, ())
     assert not provider.splice_usage
-
-
-def test_it_cannot_be_served_while_nobody_may_bring_a_token():
-    provider = copilot(allow_byok=False)
-    assert provider.status == "error"
-    assert provider.family == "copilot"
-    assert "bring-your-own-key is off" in provider.error

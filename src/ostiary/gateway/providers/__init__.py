@@ -50,5 +50,5 @@ def _build(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
     if kind is ProviderType.ANTHROPIC and not (isinstance(spec.settings, BedrockSettings) and spec.settings.configured):
         return build_anthropic(spec, allow_byok=allow_byok)
     if kind is ProviderType.COPILOT:
-        return build_copilot(spec, allow_byok=allow_byok)
+        return build_copilot(spec)
     return build_bedrock(spec, allow_byok=allow_byok)

@@ -2,7 +2,8 @@
 
 Rules
 - It has no keys: each request carries the person's own GitHub or Copilot token in `Authorization: Bearer`, which goes
-  upstream untouched, beside the Ostiary token in `X-Ostiary-Token`. So it cannot be served while bring-your-own-key is off.
+  upstream untouched, beside the Ostiary token in `X-Ostiary-Token`. There is no other way in, so `allow_byok`, which is about
+  people's own keys in place of ours, does not concern it.
 - The base URL is the host's root and our path is kept whole: Copilot's has no `/v1`, but for Anthropic's Messages.
 - Chat requests are left as they are: Copilot reports usage on chat streams unasked, in their last chunk.
 """
@@ -12,7 +13,7 @@ from typing import Final
 from ostiary.core.providers import ProviderSpec
 from ostiary.gateway.routes import Route, RouteTable
 
-from .base import BuildError, RuntimeProvider, passthrough
+from .base import RuntimeProvider, passthrough
 
 _ROUTES: Final = RouteTable(
     Route("/chat/completions", "bridged", "chat_completions"),
@@ -22,8 +23,5 @@ _ROUTES: Final = RouteTable(
 )
 
 
-def build_copilot(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
-    """Raises `BuildError` when nobody may bring a token."""
-    if spec.enabled and not allow_byok:
-        raise BuildError("requests to Copilot bring the person's own token, and bring-your-own-key is off (allow_byok)")
+def build_copilot(spec: ProviderSpec) -> RuntimeProvider:
     return RuntimeProvider(spec, "copilot", _ROUTES, brings_own=True)
