@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_a_name_says_what_it_names(text: str, name: str) -> None:
 def test_long_names_stay_apart() -> None:
     assert name_of("x" * 500) != name_of("x" * 501)
     assert len(name_of("é" * 500).encode()) <= 180
+
+
+def test_a_name_as_long_as_a_request_costs_no_time() -> None:
+    began = time.process_time()
+    place_of("openai", "\n" * 30_000_000, "", "id", 1, 1700)
+    assert time.process_time() - began < 0.5
 
 
 def test_where_the_files_of_an_attempt_stand() -> None:
@@ -177,7 +184,8 @@ def test_what_is_not_ours_is_neither_counted_nor_removed(tmp_path: Path) -> None
     for name in theirs:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 100_000)
-    (tmp_path / "p" / "m" / "1-b-1.req.txt").symlink_to(tmp_path / "notes.txt")
+    theirs.append("p/m/1-b-1.req.txt")
+    (tmp_path / theirs[-1]).symlink_to(tmp_path / "notes.txt")
     files = DumpFiles(str(tmp_path), 50_000)
     dump(files, Place("p", "m", "3-a-1"))
     assert files.remove_oldest() == 0

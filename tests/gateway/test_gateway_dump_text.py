@@ -107,6 +107,11 @@ def test_a_signature_is_masked_and_what_it_is_for_is_not() -> None:
     assert set(secrets_of(head)) == {b"AKIAIOSFODNN7EXAMPLE", b"0123456789abcdef" * 4}
 
 
+def test_of_a_password_in_base64_nothing_is_shown() -> None:
+    head = b"POST / HTTP/1.1\r\nAuthorization: Basic bWU6YS1wYXNzd29yZC1vZi1taW5l\r\n\r\n"
+    assert masked_head(head) == b"POST / HTTP/1.1\r\nAuthorization: Basic ...\r\n"
+
+
 def test_who_logs_in_by_url_is_masked() -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: https://me:" + KEY + b"@host.invalid/x?a=b@c\r\nX-Mail: a@b\r\n\r\n"
     assert masked_head(head) == (b"HTTP/1.1 302 Found\r\nLocation: https://...@host.invalid/x?a=b@c\r\nX-Mail: a@b\r\n")
