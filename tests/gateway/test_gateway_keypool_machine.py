@@ -5,7 +5,7 @@ The account keeps every limit, refusal and recovery that a worker knows of, and 
 
 from typing import NamedTuple
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
@@ -237,3 +237,45 @@ TestTwoWorkers = TwoWorkers.TestCase
 TestTwoWorkers.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+times = st.integers(1000, 1000 + HOUR)
+ends = st.integers(1000, 1000 + 2 * HOUR)
+digests = st.sampled_from([key.digest for key in KEYS[:2]])
+facts = st.lists(
+    st.builds(lambda digest, model, until: Limit(digest, model, until), digests, st.sampled_from(["", *MODELS]), ends)
+    | st.builds(lambda digest, at, n: Refusal(digest, at, at + back_off(n), n), digests, times, st.integers(1, 7))
+    | st.builds(Recovery, digests, times),
+    max_size=8,
+)
+
+
+def report_of(fact: Fact) -> KeyReport:
+    if isinstance(fact, Limit):
+        reason = "rate_limited" if fact.model else "quota"
+        return KeyReport("openai", fact.digest, "cooling", reason, fact.model, float(fact.until))  # type: ignore[arg-type]
+    if isinstance(fact, Refusal):
+        return KeyReport("openai", fact.digest, "suspect", "refused", "", float(fact.until), fact.strikes)
+    return KeyReport("openai", fact.digest, "usable", "recovered", "", float(fact.at))
+
+
+@given(facts, st.data(), st.integers(0, 2 * HOUR))
+def test_reports_in_any_order_and_doubled_come_to_the_same(known: list[Fact], data: st.DataObject, later: int) -> None:
+    now = 1000 + HOUR
+    account = Account()
+    account.facts = set(known)
+    pool = KeyPool("openai", KEYS[:2], "primary")
+    for fact in data.draw(st.permutations(known + known[::2])):
+        pool.apply(report_of(fact), now)
+    now += later
+    for key, other in (KEYS[:2], KEYS[1::-1]):
+        refusal = account.refusal(key.digest)
+        for model in MODELS:
+            choice = pool.choose(model, now, tried={other.digest})
+            waits = account.cools_until(key.digest, model) > now or (refusal is not None and refusal.until > now)
+            assert isinstance(choice, Exhausted if waits else Chosen)
+            if isinstance(choice, Chosen):
+                assert choice.needs_trial is (refusal is not None)
+                pool = KeyPool("openai", KEYS[:2], "primary")  # a trial is proposed once in a while only
+                for fact in known:
+                    pool.apply(report_of(fact), now)
