@@ -1,126 +1,16 @@
 """The commands against a real control plane: its REST API on a database of the test."""
 
-import asyncio
 import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
+from command_plane import Do, Plane
 
-from ostiary.cli.root import run
-from ostiary.control import database
-from ostiary.control.app import create_app
-from ostiary.control.events import Events
-from ostiary.control.identity import bootstrap
-from ostiary.control.ingest import Ingest
-from ostiary.control.state import ControlPlane
-from ostiary.control.vault import open_vault
 from ostiary.core.ids import new_id
 from ostiary.core.records import Attempt, Prompt, Trace
-from ostiary.core.secret import Secret
-from tests.support.control_admin import control_settings
-from tests.support.records import encoded, end, start
+from tests.support.records import end, start
 
-OWNER_TOKEN = "owner-token-of-the-command-tests-0123456789"
 KEY = "sk-key-of-the-command-tests-0123456789"
-
-
-class Plane:
-    """A control plane on a thread of its own."""
-
-    def __init__(self, database_url: Secret, data_dir: Path) -> None:
-        self._settings = control_settings(database_url, data_dir, bootstrap_token=Secret(OWNER_TOKEN))
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        assert self._ready.wait(30)
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        except BaseException as exc:  # told to the test's own thread
-            self._failure = exc
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self.engine = await database.connect(self._settings.database_url)
-        try:
-            vault = await open_vault(self.engine, self._settings)
-            await bootstrap(self.engine, self._settings)
-            app = create_app(
-                ControlPlane(self.engine, self._settings, vault, Events(self.engine, self._settings.database_url))
-            )
-            self._server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
-            self._server.capture_signals = suppress  # type: ignore[method-assign,assignment]
-            serving = asyncio.create_task(self._server.serve([self._socket]))
-            while not self._server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            self._ready.set()
-            await serving
-        finally:
-            await self.engine.dispose()
-
-    def record(self, *records: Any) -> None:
-        """Store records as the RPC would."""
-
-        async def store() -> None:
-            await Ingest(self.engine).store(new_id(), 1, encoded(records))
-
-        asyncio.run_coroutine_threadsafe(store(), self._loop).result(20)
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
-        self._loop.close()
-
-
-@pytest.fixture
-def plane(database_url: Secret, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
-    running = Plane(database_url, tmp_path)
-    monkeypatch.setenv("OSTIARY_URL", running.url)
-    monkeypatch.setenv("OSTIARY_TOKEN", OWNER_TOKEN)
-    yield running
-    running.close()
-
-
-class Said:
-    """What a command printed."""
-
-    def __init__(self, out: str, err: str) -> None:
-        self.out, self.err = out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Do = Callable[..., Said]
-
-
-@pytest.fixture
-def do(plane: Plane, capsys: pytest.CaptureFixture[str]) -> Do:
-    """Runs a command that must succeed, or end with `status`."""
-
-    def call(*arguments: str, status: int = 0) -> Said:
-        capsys.readouterr()
-        got = run(arguments)
-        captured = capsys.readouterr()
-        assert got == status, captured.err
-        return Said(captured.out, captured.err)
-
-    return call
 
 
 def test_a_person_comes_changes_is_suspended_and_goes(do: Do) -> None:

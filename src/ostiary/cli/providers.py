@@ -12,6 +12,7 @@ from ._settings_flags import ConfigFile, load_or_fail
 from .client import Client, segment
 from .failure import wrong_usage
 from .given import confirm, prompt_secret, read_json_object, read_keys
+from .key_health import keys
 from .output import AsJson, Column, ago, note, print_fields, print_json, print_table, say
 
 app = new_app("Providers and their keys.")
@@ -91,6 +92,9 @@ def show(name: Name, as_json: AsJson = False) -> None:
         print_table(("KEY", "ID", "ADDED"), [(key["masked"], key["id"], ago(key["created_at"])) for key in keys], "")
 
 
+app.command()(keys)
+
+
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Lowercase letters, digits and hyphens; it stands in URLs.")],
@@ -114,6 +118,10 @@ def add(
       ostiary providers add openai --type openai --key-env OPENAI_API_KEY
       ostiary providers add claude --type anthropic --key-file ~/keys/anthropic
       ostiary providers add vllm --type openai-compat --base-url http://10.0.0.5:8000/v1 --no-key
+      ostiary providers add azure --type azure --base-url https://RESOURCE.openai.azure.com/openai/v1 --key-env AZURE_KEY
+      ostiary providers add copilot --type copilot --base-url https://api.business.githubcopilot.com
+
+    Copilot's hosts are api.individual, api.business and api.enterprise.githubcopilot.com, by plan. All types: docs/providers.md.
     """
     if problem := new_name_problem(name):
         wrong_usage(f"NAME {problem}")
