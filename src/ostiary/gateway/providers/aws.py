@@ -342,6 +342,7 @@ def _from_chain(session: "Session", region: str) -> Credentials:
 
 def _role_error(exc: Exception, role: str, base: Credentials) -> CredentialsError:
     from botocore.exceptions import ClientError, HTTPClientError
+    from botocore.exceptions import ConnectionError as NotConnected
 
     if isinstance(exc, ClientError):
         error = exc.response.get("Error", {})
@@ -354,7 +355,7 @@ def _role_error(exc: Exception, role: str, base: Credentials) -> CredentialsErro
             f"The role {role} could not be assumed by {base.hint}: {said[:_MAX_CAUSE]}. Check that the role's trust policy "
             "names this identity and the provider's external id.",
         )
-    if isinstance(exc, HTTPClientError):
+    if isinstance(exc, HTTPClientError | NotConnected):
         return CredentialsError(503, f"The role {role} could not be assumed: {_told(exc)}. Check the way to AWS STS.")
     return CredentialsError(502, f"The role {role} could not be assumed: {_told(exc)}.")
 
