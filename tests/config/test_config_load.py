@@ -99,10 +99,10 @@ def test_unknown_variables_are_warned_about_with_a_suggestion() -> None:
 
 def test_planned_settings_are_said_to_have_no_effect(tmp_path: Path) -> None:
     assert not PLANNED & set(SETTINGS)
-    loaded = load({}, {"CODER_AI_GATEWAY_RATE_LIMIT": "5", "OSTIARY_DUMP_DIR": "/tmp"})
+    loaded = load({}, {"CODER_AI_GATEWAY_RETENTION": "5d", "OSTIARY_PUBLIC_URL": "http://o"})
     assert [line.partition(" ")[2] for line in loaded.warnings] == ["is not supported yet and has no effect"] * 2
-    (tmp_path / "ostiary.toml").write_text("rate_limit = 5\n")
-    assert problems() == ["rate_limit in ostiary.toml is not supported yet; remove it"]
+    (tmp_path / "ostiary.toml").write_text("retention = 5\n")
+    assert problems() == ["retention in ostiary.toml is not supported yet; remove it"]
 
 
 def test_migration_names_are_read() -> None:

@@ -47,10 +47,7 @@ SYSTEM_FILE = Path("/etc/ostiary") / FILE_NAME
 
 PLANNED = frozenset(
     (
-        *("retention", "max_concurrency", "rate_limit", "structured_logging_source", "send_actor_headers"),
-        *("actor_header_id", "actor_header_username", "actor_header_email", "dump_dir"),
-        *("circuit_breaker_enabled", "circuit_breaker_failure_threshold", "circuit_breaker_interval"),
-        *("circuit_breaker_timeout", "circuit_breaker_max_requests"),
+        *("retention", "structured_logging_source"),
         "public_url",
     )
 )

@@ -208,6 +208,16 @@ def directory() -> Kind:
     return Kind(allowed, parse, str, "DIR")
 
 
+def optional_directory() -> Kind:
+    """As `directory`; nothing for none."""
+    inner = directory()
+
+    def parse(value: object) -> str:
+        return str(inner.parse(value)) if value != "" else ""
+
+    return Kind(inner.allowed, parse, metavar="DIR")
+
+
 def readable_file() -> Kind:
     allowed = "a file that this user can read"
 
@@ -256,6 +266,22 @@ def _is_proxy(given: str) -> bool:
         return url.scheme == "http" and bool(url.hostname) and url.port != 0 and not url.query and not url.fragment
     except ValueError:
         return False
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{0,128}")
+
+
+def header_name() -> Kind:
+    """A header's name (RFC 9110 §5.1), or nothing."""
+    allowed = "the name of a header: letters, digits and hyphens; or nothing"
+
+    def parse(value: object) -> str:
+        name = _text(value)
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(allowed)
+        return name
+
+    return Kind(allowed, parse)
 
 
 def networks() -> Kind:
