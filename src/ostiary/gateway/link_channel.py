@@ -7,7 +7,6 @@ from typing import cast
 import structlog
 
 from ostiary.core.messages import (
-    AskAuthorization,
     AskMetrics,
     Authorization,
     FrameReader,
@@ -46,27 +45,27 @@ class LinkChannel:
         current.transport.write(encode(message))
         return True
 
-    def ask(self, digest: bytes) -> bool:
-        return self.send(AskAuthorization(digest))
-
     def adopt(self, link: "_LinkSocket") -> None:
         """A new socket to a new link: it gets told who we are and what we serve from."""
         previous, self._current = self._current, link
         if previous is not None:
             previous.transport.abort()
             self.worker.authorizations.link_lost()
+            self.worker.health.link_lost()
         # what was revoked while there was none is not told again
         self.worker.authorizations.ask_again(0.0)
         self.send(self._hello)
         snapshot = self.worker.snapshot
         if snapshot is not None:
             self.send(Serving(snapshot.revision, snapshot.errors))
+        self.worker.health.link_adopted()
 
     def lost(self, link: "_LinkSocket") -> None:
         if self._current is link:
             self._current = None
             log.warning("losing the link; serving on from what is known")
             self.worker.authorizations.link_lost()
+            self.worker.health.link_lost()
 
     def receive(self, message: LinkMessage) -> None:
         worker = self.worker
@@ -80,6 +79,8 @@ class LinkChannel:
             worker.take_machine_state(message)
         elif isinstance(message, AskMetrics):
             self.send(worker.metrics_report(message.seq))
+        else:
+            worker.health.receive(message)
 
 
 class _LinkSocket(asyncio.Protocol):
