@@ -637,8 +637,9 @@ class Exchange:
             self._inflight = None
         if self._pinged is not None:
             worker.pinged.discard(self._pinged)
-        if self._call is not None:
-            self._call.settled(failed=failed)
+        call, self._call = self._call, None  # the two would be garbage in a circle
+        if call is not None:
+            call.settled(failed=failed)
         worker.ended(self)
 
     def _release_body(self) -> None:
