@@ -50,7 +50,7 @@ def test_a_dump_stands_in_its_directory_whatever_it_is_called(
             parts = Path(name).parts
             assert len(parts) == 4
             assert parts[0] == "base"
-            assert (parts[2] == "passthrough") == (model is None)
+            assert (parts[2] == "passthrough") == (not model)
         assert files.remove_oldest() == 2
         assert below(Path(directory)) == []
 

@@ -71,7 +71,7 @@ class Dumps:
     def attempt(
         self, provider: str, model: str | None, path: str, interception_id: str, number: int, at_ms: int
     ) -> "Attempt":
-        """One attempt, the `number`th (from 1) of its request. `model` None: a request that has none, named by `path`.
+        """One attempt, the `number`th (from 1) of its request. Without a `model` it is named by `path`.
 
         `at_ms` is in Unix milliseconds.
         """

@@ -63,8 +63,8 @@ class Place(NamedTuple):
 
 
 def place_of(provider: str, model: str | None, path: str, interception_id: str, number: int, at_ms: int) -> Place:
-    """The place of an attempt's files; `model` None: of a passthrough request, by its path."""
-    if model is None:
+    """The place of an attempt's files; without a model: of a passthrough request, by its path."""
+    if not model:
         tail = interception_id[-4:] if number == 1 else ""
         if re.fullmatch("[0-9a-f]{4}", tail) is None:
             tail = secrets.token_hex(2)
