@@ -287,6 +287,7 @@ def test_azures_client() -> None:
         ):
             fake.provider.default = "api-version=2024-10-21"
             answer = await client.embeddings.create(model="mine", input="x")
+            await client.audio.transcriptions.create(model="ears", file=("a.wav", b"RIFF"))
             with pytest.raises(openai.NotFoundError, match="Resource not found"):
                 await client.embeddings.create(model="mine", input="x", extra_query={"api-version": "1"})
             return answer, fake.provider.ledger.entries[0]

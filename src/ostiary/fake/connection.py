@@ -400,7 +400,9 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
     method = parser.get_method().decode()
     client = Client(method, parser.get_http_version() == "1.0", parser.should_keep_alive(), accept)
     path, _, query = target.partition("?")
-    aws = AwsRequest(method, target, headers, key, signed, control) if is_for_aws(path, signed=signed) else None
+    aws = None
+    if not form_type and is_for_aws(path, signed=signed):  # AWS takes no forms, Azure's `/openai/` does
+        aws = AwsRequest(method, target, headers, key, signed, control)
     request = Request(method, path, key, control, mark, anthropic, client, aws, query, form_type, copilot)
     return Turn(target, headers, request)
 
