@@ -19,7 +19,7 @@ from ostiary.core.health import (
     TrialAnswer,
     TrialEnded,
 )
-from ostiary.core.messages import LinkMessage, encode
+from ostiary.core.messages import LinkMessage, Snapshot, encode
 from ostiary.rpc.ostiary_pb2 import AIProvider, AIProviderKey
 
 FIRST, SECOND = "sk-first-0123456789-first", "sk-second-0123456789-second"
@@ -120,6 +120,10 @@ def test_reports_that_come_before_the_snapshot_are_not_lost(play: Play) -> None:
         await machine.far.start()
         await until(lambda: machine.far.statuses and machine.far.statuses[-1].keys)
         await until(lambda: machine.far.statuses[-1].keys[0].state == "suspect")
+        # again, for a worker without providers has no place for it
+        await until(lambda: health(other) == [report, report])
+        told = [one for one in other.said if isinstance(one, KeyReport | Snapshot)]
+        assert [type(one) for one in told] == [KeyReport, Snapshot, KeyReport]
 
     play(test, workers=2)
 

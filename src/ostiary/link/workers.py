@@ -125,10 +125,14 @@ class Workers:
 
     def load(self, snapshot: Snapshot) -> None:
         """Serve from this."""
+        first = self._snapshot is None
         self._snapshot = snapshot
         self._board.serve(snapshot.providers)
         for channel in self._channels.values():
             channel.send(snapshot)
+        if first:  # what was told of keys before was lost on a worker that had none
+            for report in self._board.reports():
+                self._share(report)
 
     def revoke(self, message: Revoked) -> None:
         """Forget, or ask again."""
@@ -176,6 +180,19 @@ class Workers:
         if granted and not said:
             self._board.ended(channel.worker, TrialEnded(question.subject, "unknown"))
 
+    def _end_trial(self, worker: int, trial: TrialEnded) -> None:
+        report = self._board.ended(worker, trial)
+        if report is None:
+            return
+        if report.state == "closed":  # opening is logged by the worker that found the reason
+            log.info(
+                "closing a circuit breaker",
+                provider_name=report.provider,
+                route=report.route,
+                model=report.model,
+            )
+        self._share(report)
+
     def _share(self, report: KeyReport | BreakerReport, but: Channel | None = None) -> None:
         """Tell all workers, not the one that said it."""
         for channel in self._channels.values():
@@ -214,8 +231,7 @@ class Workers:
             case AskTrial():
                 self._answer_trial(channel, message)
             case TrialEnded():
-                if (report := self._board.ended(worker, message)) is not None:
-                    self._share(report)
+                self._end_trial(worker, message)
 
     def worker_reads_again(self, channel: Channel) -> None:
         channel.share_all(self._board.reports())
