@@ -109,6 +109,23 @@ def test_refusals_of_requests_that_were_under_way_do_not_add_up() -> None:
     assert key_of(pool.choose(M, 60.0)) is A
 
 
+def test_a_suspect_key_is_tried_when_it_is_due_and_not_only_when_it_is_needed() -> None:
+    pool = pool_of(A, B)
+    refused(pool, B, 0.0)
+    assert pool.healthy, "the first key is what a request gets"
+    pool.sweep(59.0)
+    assert pool.healthy
+    pool.sweep(60.0)
+    assert not pool.healthy
+    assert pool.choose(M, 60.0) == Chosen(B, needs_trial=True)
+    assert pool.choose(M, 60.5) == Chosen(A)
+    assert pool.healthy, "somebody is trying it"
+    pool.sweep(61.0)
+    assert not pool.healthy, "nothing came of it"
+    pool.recovered(B, 62.0, WALL)
+    assert pool.healthy
+
+
 def test_a_trial_is_proposed_to_one_request_at_a_time() -> None:
     pool = pool_of(A, B)
     refused(pool, A, 0.0)
@@ -129,7 +146,7 @@ def test_a_request_that_cannot_be_repeated_tries_a_suspect_key_only_when_nothing
     refused(pool, A, 0.0)
     assert pool.choose(M, 60.0, try_suspects=False) == Chosen(B, ((A.hint, "refused"),))
     pool.mark(B, LIMITED, M, 60.0, WALL)
-    assert pool.choose(M, 60.0, try_suspects=False) == Chosen(A, ((B.hint, "rate_limited"),), needs_trial=True)
+    assert pool.choose(M, 60.0, try_suspects=False) == Chosen(A, needs_trial=True)
 
 
 @pytest.mark.parametrize("verdict", [LIMITED, SPENT])

@@ -153,14 +153,12 @@ class TwoWorkers(RuleBasedStateMachine):
             if isinstance(choice, Chosen) and key is choice.key:
                 assert key.digest not in tried
                 assert triable if choice.needs_trial else usable, "used before its deadline"
-                if self.selection == "primary":
-                    break
-            elif key.digest not in tried and isinstance(choice, Exhausted):
+            elif isinstance(choice, Exhausted) and key.digest not in tried:
                 assert not usable, "a key is left out"
                 assert not triable, "a key is lost"
-            elif key.digest not in tried and self.selection == "primary":
-                assert not usable, "the order is not kept"
-                assert not triable, "the order is not kept"
+            elif key.digest not in tried and self.selection == "primary" and not choice.needs_trial:
+                assert not usable or pool.keys.index(choice.key) < pool.keys.index(key), "the order is not kept"
+                assert not triable, "it is not tried when it might be"
         if isinstance(choice, Exhausted):
             waits = [
                 account.cools_until(key.digest, model) - now
@@ -177,6 +175,10 @@ class TwoWorkers(RuleBasedStateMachine):
             elif outcome == "refused":
                 reports = pool.mark(choice.key, Verdict("refused"), model, now, 0.0)
                 self.heed(worker, reports, account.verdict(choice.key, "refused", 0, model, now))
+
+    @rule(worker=workers)
+    def sweep(self, worker: int) -> None:
+        self.pools[worker].sweep(self.now)
 
     @rule(target=mail, number=st.integers(0, 50))
     def post(self, number: int) -> KeyReport | None:

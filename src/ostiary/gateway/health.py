@@ -210,12 +210,14 @@ class Health:
         self._late.clear()
 
     def sweep(self) -> None:
-        """Every tick: settle the questions that the link has not answered in time."""
+        """Every tick: settle the questions that the link has not answered in time, and look what is due."""
         now = self._clock()
         for seq, question in tuple(self._waiting.items()):
             if now < question.deadline:
                 break
             self._answer_alone(seq)
+        for pool in self.pools.values():
+            pool.sweep(now)
         self.breakers.sweep(now)
 
     # ---

@@ -6,7 +6,7 @@ Rules
   Of two deadlines the later holds.
 - A key that was refused is suspect: not used until its back-off is over, and then by one request first, a trial that
   somebody has to grant. Each refused trial doubles the back-off, up to an hour. What is refused while the back-off runs was
-  sent before and adds nothing. So no key is lost for good.
+  sent before and adds nothing. So no key is lost for good. A trial is made when it is due, whether the key is needed or not.
 - Whatever else a provider answers to a trial shows that it accepts the key: also "too many requests".
 - Of a refusal and a recovery the younger holds, in whatever order siblings tell of them.
 - `primary` takes the first usable key. `spread` keeps a session on its key, where its prompts are cached; a new session
@@ -140,6 +140,11 @@ class _KeyState:
         self.changed_at = at
         return True
 
+    @property
+    def trial_from(self) -> float:
+        """Suspect: when somebody may ask to try it."""
+        return max(self.suspect_until, self.ask_after)
+
     def cooling_for(self, model: str, now: float) -> tuple[float, KeyReason]:
         """Seconds until it has cooled, not above 0 when it has; and what of."""
         spent = self.spent[0] - now
@@ -174,7 +179,7 @@ class KeyPool:
             self._sessions.update((s, d) for s, d in previous._sessions.items() if d in self._states)
         self._turn = 0
         self.healthy = False
-        """`primary`, and nothing against any key: a request takes `keys[0]` without asking."""
+        """`primary`, nothing against the first key and no trial due: a request takes `keys[0]` without asking."""
         self._judge(_NEVER)
 
     # --- for requests
@@ -194,65 +199,57 @@ class KeyPool:
         `try_suspects` off, for a request that cannot be sent twice: a suspect key only when nothing else is usable.
         """
         self._judge(now)
-        primary = self.selection == "primary"
         usable: list[RuntimeKey] = []
         triable: list[RuntimeKey] = []
-        passed: list[tuple[str, KeyReason]] = []
+        unfit: dict[RuntimeKey, KeyReason] = {}
         shortest = math.inf
         for key in self.keys:
             state = self._states[key.digest]
             wait, reason = state.cooling_for(model, now)
             if state.suspect:
                 reason = "refused"
-                wait = max(wait, state.suspect_until - now, state.ask_after - now)
+                wait = max(wait, state.trial_from - now)
             elif wait > 0:
                 shortest = min(shortest, wait)
             if key.digest in tried:
                 continue
-            if wait > 0:
-                passed.append((key.hint, reason))
-            elif not state.suspect:
+            if wait <= 0 and not state.suspect:
                 usable.append(key)
-                if primary:
-                    break
-            else:
+                continue
+            unfit[key] = reason
+            if wait <= 0:
                 triable.append(key)
-                if primary and try_suspects:
-                    break
         if usable or triable:
-            return self._pick(usable, triable, tuple(passed), session, now, try_suspects=try_suspects)
+            return self._pick(usable, triable, unfit, session, now, try_suspects=try_suspects)
+        passed = tuple((key.hint, reason) for key, reason in unfit.items())
         if shortest < math.inf:
-            return Exhausted("rate_limited", max(1, math.ceil(shortest)), tuple(passed))
-        return Exhausted("auth_failed", 0, tuple(passed))
+            return Exhausted("rate_limited", max(1, math.ceil(shortest)), passed)
+        return Exhausted("auth_failed", 0, passed)
 
     def _pick(
         self,
         usable: list[RuntimeKey],
         triable: list[RuntimeKey],
-        passed: PassedOver,
+        unfit: dict[RuntimeKey, KeyReason],
         session: str,
         now: float,
         *,
         try_suspects: bool,
     ) -> Chosen:
-        """`spread` lets new sessions and calls without one do the trials: others would lose their prompt caches."""
-        kept = self._kept(session, usable)
-        if kept is None and triable and (try_suspects or not usable):
+        """What is due is tried first, before it is needed: else many requests would have to wait for one trial.
+
+        Only `spread` leaves trials to new sessions and calls without one: the others would miss their prompt caches.
+        """
+        key = self._kept(session, usable)
+        needs_trial = key is None and bool(triable) and (try_suspects or not usable)
+        if needs_trial:
             key = triable[0]
             self._states[key.digest].ask_after = now + _ASK_AGAIN
-            return Chosen(key, passed, needs_trial=True)
-        passed += tuple((key.hint, "refused") for key in triable)
-        if kept is not None:
-            return Chosen(kept, passed)
-        if self.selection == "primary":
-            return Chosen(usable[0], passed)
-        key = self._spread(usable, session, now)
-        if session:
-            if len(self._sessions) >= _SESSIONS_MAX:
-                self._sessions.popitem(last=False)
-            self._sessions[session] = key.digest
-            self._sessions.move_to_end(session)
-        return Chosen(key, passed)
+        elif key is None:
+            key = usable[0] if self.selection == "primary" else self._spread(usable, session, now)
+        candidates = self.keys[: self.keys.index(key)] if self.selection == "primary" else self.keys
+        passed = tuple((other.hint, unfit[other]) for other in candidates if other in unfit and other is not key)
+        return Chosen(key, passed, needs_trial)
 
     def _kept(self, session: str, usable: list[RuntimeKey]) -> RuntimeKey | None:
         """The key that a session has had, if it can have it still."""
@@ -271,7 +268,17 @@ class KeyPool:
             self._turn += 1
             return equals[self._turn % len(equals)]
         name = session.encode("utf-8", "surrogatepass")
-        return max(equals, key=lambda key: blake2b(name, key=key.digest, digest_size=8).digest())
+        found = max(equals, key=lambda key: blake2b(name, key=key.digest, digest_size=8).digest())
+        if len(self._sessions) >= _SESSIONS_MAX:
+            self._sessions.popitem(last=False)
+        self._sessions[session] = found.digest
+        self._sessions.move_to_end(session)
+        return found
+
+    def sweep(self, now: float) -> None:
+        """Every tick: trials become due."""
+        if any(state.suspect for state in self._states.values()):
+            self._judge(now)
 
     # --- for what becomes of them
 
@@ -363,5 +370,6 @@ class KeyPool:
         return KeyReport(self.provider_name, digest, state, reason, model, until, strikes, at)
 
     def _judge(self, now: float) -> None:
-        plain = [state.plain(now) for state in self._states.values()]
-        self.healthy = self.selection == "primary" and bool(plain) and all(plain)
+        states = [(state, state.plain(now)) for state in self._states.values()]
+        due = any(state.suspect and state.trial_from <= now for state, _ in states)
+        self.healthy = self.selection == "primary" and bool(states) and states[0][1] and not due
