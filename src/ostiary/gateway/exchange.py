@@ -19,7 +19,7 @@ import msgspec
 from ostiary.core.agents import AgentFirewall, AgentFirewallError, agent_firewall, detect_client, session_id
 from ostiary.core.identity import Identity
 from ostiary.core.ids import new_id
-from ostiary.core.records import InterceptionEnd, InterceptionStart, Outcome, Trace, encode_record
+from ostiary.core.records import Outcome, Trace
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.head import CHUNKED, LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
@@ -29,8 +29,8 @@ from ostiary.wire.content_coding import (
     UnsupportedCodingError,
     decode_body,
 )
-from ostiary.wire.errors import classify, error_observer
-from ostiary.wire.facts import Format, ProviderError, RequestError, RequestFacts
+from ostiary.wire.errors import error_observer
+from ostiary.wire.facts import Format, RequestError, RequestFacts
 from ostiary.wire.formats import observer_for, read_request
 from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
 from ostiary.wire.observer import Observer, StreamObserver
@@ -40,19 +40,18 @@ from .answers import ChangedAnswer
 from .authorizations import Answer
 from .dump import Attempt as DumpedAttempt
 from .dump import Dumps
-from .heads import client_head, server_timing, upstream_head, without_credentials
-from .journal import JournalError, NotDurable
+from .heads import client_head, server_timing, upstream_head
+from .interception import Interception
+from .journal import JournalError
 from .keep_alive import KeepAlive
 from .providers import RuntimeKey
 from .providers.adapter import AdapterError, Prepared
 from .recording import (
     Ending,
-    end_record,
     error_type_of,
     error_type_of_failure,
     start_record,
     upstream_failed,
-    without_content,
 )
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
@@ -93,20 +92,17 @@ class Exchange:
     _body_size: int = 0
     _call: UpstreamCall | None = None
     _edits: tuple[str, ...] = ()
-    _facts: RequestFacts
     _format: Format | None = None
     """None: nothing is recorded."""
     _identity: Identity
-    _inflight: list[float] | None = None
     _misplaced: frozenset[bytes] = frozenset()
     _no_memory: bool = False
     _notes: tuple[str, ...] = ()
     _own: decide.Credential | None = None
     _pinged: ChangedAnswer | None = None
     _presented: decide.Presented
-    _recorded: bool = False
+    _record: Interception | None = None
     _splices_usage: bool = False
-    _start: InterceptionStart
     _state: int = _IDENTIFY
     _upload: Upload | None = None
 
@@ -250,10 +246,8 @@ class Exchange:
             self._notes += (refusal.message,)
             self.connection.abort()
             self._settle("client_closed")
-        elif self._recorded:
-            self.reject(refusal)
         else:
-            self._refuse(refusal)
+            self.reject(refusal)
 
     # --- check, record start
 
@@ -284,7 +278,6 @@ class Exchange:
         if refusal is not None:
             self._refuse(refusal)
             return
-        self._facts = facts
         call = self._call_upstream(facts, firewall)
         if call is not None:
             call.start(self._edit(body, plain, facts, prepared), prepared)
@@ -297,8 +290,7 @@ class Exchange:
         except AgentFirewallError as error:
             self._refuse(_bad_request(error))
             return
-        self._facts = facts = RequestFacts(upload.model)
-        call = self._call_upstream(facts, firewall)
+        call = self._call_upstream(RequestFacts(upload.model), firewall)
         if call is not None:
             call.start(b"")
 
@@ -331,7 +323,6 @@ class Exchange:
         self, facts: RequestFacts, hint: str, client: str, session: str, firewall: AgentFirewall | None
     ) -> bool:
         worker = self.worker
-        journal = worker.journal
         started = start_record(
             self.id,
             (time_ns() - perf_counter_ns() + self.t0) // 1000,
@@ -343,27 +334,19 @@ class Exchange:
             client=client,
             session=session,
             revision=worker.revision,
-            with_prompt=worker.settings.record_content != "none" and not journal.shed_content,
+            with_prompt=worker.settings.record_content != "none" and not worker.journal.shed_content,
             firewall=firewall,
         )
-        durable = True
         try:
-            journal.append_start(encode_record(started))
-        except NotDurable as error:
-            worker.log_journal_failure(error)
-            durable = False
+            self._record = record = Interception(worker, started, facts.tool_results)
         except JournalError as error:
             worker.log_journal_failure(error)
             self._refuse(_NOT_RECORDED)
             return False
-        self._start = started
-        self._recorded = True
-        self._inflight = inflight = worker.metrics.inflight(started.provider_name, started.model, started.route)
-        inflight[0] += 1
         self.stages["record"] = perf_counter_ns()
-        if not durable:
+        if not record.durable:
             self.reject(_NOT_RECORDED)  # its start stands in the journal: an end has to follow
-        return durable
+        return record.durable
 
     # --- edit, send
 
@@ -421,7 +404,7 @@ class Exchange:
 
     def dump(self, dumps: Dumps, number: int) -> DumpedAttempt:
         """Where the next attempt is dumped."""
-        model = self._facts.model if self._recorded else None
+        model = self._record.start.model if self._record is not None else None
         path = self.head.path.decode("latin-1")
         name = self.admission.provider.name
         return dumps.attempt(name, model, path, self.id, number, time_ns() // 1_000_000)
@@ -478,7 +461,7 @@ class Exchange:
         )
 
     def _id_line(self) -> bytes:
-        name = b"x-ostiary-interception-id: " if self._recorded else b"x-ostiary-request-id: "
+        name = b"x-ostiary-interception-id: " if self._record is not None else b"x-ostiary-request-id: "
         return name + self.id.encode("ascii")
 
     def _keeps_client(self) -> bool:
@@ -505,7 +488,7 @@ class Exchange:
         refusal = Refusal(status, error.failure.value, f"The provider {name!r} could not be reached: {error.detail}.")
         self._ending.error_type = error_type_of_failure(error.failure)
         self._ending.error_message = error.detail
-        if not self._recorded:
+        if self._record is None:
             self.worker.metrics.refused(refusal.reason)
         self._answer(refusal)
         self._settle("upstream_error")
@@ -520,7 +503,7 @@ class Exchange:
 
     def reject(self, refusal: Refusal) -> None:
         """An answer of ours to a request that did not go upstream."""
-        if not self._recorded:
+        if self._record is None:
             self._refuse(refusal)
             return
         self._ending.error_type = error_type_of(refusal.status, self.admission.provider.family)
@@ -561,80 +544,35 @@ class Exchange:
         ending = self._ending
         ending.outcome = outcome
         call = self._call
-        if not self._recorded or call is None:
+        record = self._record
+        if record is None or call is None:
             self._finish(upstream_failed(ending, own=self._own is not None, exhausted=False))
             return
         ended_ns = self.stages["end"] = perf_counter_ns()
-        worker = self.worker
-        provider = self.admission.provider
         facts = call.observer.finish() if call.observer is not None else None
-        if facts is not None and facts.error is not None:
-            self._take_error(facts.error, call)
+        if facts is not None and facts.error is not None and self._format is not None:
+            ending.take_error(self._format, facts.error, call.sent_head)
         elif outcome == "upstream_error" and ending.error_type is None:
-            ending.error_type = error_type_of(ending.status, provider.family)
+            ending.error_type = error_type_of(ending.status, self.admission.provider.family)
         elif outcome == "client_closed":
             ending.error_type = "unknown"
         if facts is not None and outcome == "completed" and not facts.complete and not facts.unparsed:
             self._notes += ("the answer ended without the format's own end",)
-        start = self._start
-        self._append_end(
-            end_record(
-                self.id,
-                time_ns() // 1000,
-                ending,
-                hint=call.hint,
-                facts=facts,
-                tool_results=self._facts.tool_results,
-                trace=self._trace(call),
-                content="none" if worker.journal.shed_content else worker.settings.record_content,
-            )
-        )
-        worker.metrics.ended(
-            provider.name,
-            start.model,
-            start.route,
-            start.client,
-            status=ending.status,
-            completed=ending.outcome == "completed",
-            seconds=(ended_ns - self.t0) / 1e9,
-            prompted=start.prompt is not None,
+        record.end(
+            time_ns() // 1000,
+            ending,
+            hint=call.hint,
             facts=facts,
+            trace=self._trace(call),
+            seconds=(ended_ns - self.t0) / 1e9,
         )
         self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
-
-    def _take_error(self, error: ProviderError, call: UpstreamCall) -> None:
-        """An error that the answer itself speaks of."""
-        ending = self._ending
-        wire_format = self._format
-        assert wire_format is not None
-        if ending.outcome == "completed":
-            ending.outcome = "upstream_error"
-        if ending.error_type is None:
-            ending.error_type = classify(wire_format, ending.status, error)
-        if not ending.error_message:
-            ending.error_message = without_credentials(error.message or error.type, call.sent_head)
-
-    def _append_end(self, record: InterceptionEnd) -> None:
-        journal = self.worker.journal
-        try:
-            journal.append_end(encode_record(record))
-        except NotDurable as error:
-            self.worker.log_journal_failure(error)
-        except JournalError as error:
-            self.worker.log_journal_failure(error)
-            try:
-                journal.append_end(encode_record(without_content(record)))
-            except JournalError as again:
-                self.worker.log_journal_failure(again)
 
     def _finish(self, failed: bool | None) -> None:
         """`failed`: whether the upstream did; None when nothing can be said of it."""
         self._state = _DONE
         self._release_body()
         worker = self.worker
-        if self._inflight is not None:
-            self._inflight[0] -= 1
-            self._inflight = None
         if self._pinged is not None:
             worker.pinged.discard(self._pinged)
         call, self._call = self._call, None  # the two would be garbage in a circle

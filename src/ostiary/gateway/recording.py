@@ -21,9 +21,11 @@ from ostiary.core.records import (
     Trace,
 )
 from ostiary.http1.errors import Failure
-from ostiary.wire.facts import RequestFacts, ResponseFacts, ToolCall, Usage
+from ostiary.wire.errors import classify
+from ostiary.wire.facts import Format, ProviderError, RequestFacts, ResponseFacts, ToolCall, Usage
 
 from .decide import Admission
+from .heads import without_credentials
 
 RecordContent = Literal["none", "prompts", "full"]
 
@@ -42,6 +44,15 @@ class Ending:
         self.status = 0
         self.error_type: ErrorType | None = None
         self.error_message = ""
+
+    def take_error(self, wire_format: Format, error: ProviderError, sent_head: bytes) -> None:
+        """An error that the answer itself speaks of. `sent_head`: its credentials are cut out of what is said."""
+        if self.outcome == "completed":
+            self.outcome = "upstream_error"
+        if self.error_type is None:
+            self.error_type = classify(wire_format, self.status, error)
+        if not self.error_message:
+            self.error_message = without_credentials(error.message or error.type, sent_head)
 
 
 def error_type_of(status: int, family: str) -> ErrorType:

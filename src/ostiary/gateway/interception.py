@@ -1,0 +1,80 @@
+"""The record of one exchange: in the journal before anything goes upstream, and ended exactly once.
+
+Rules
+- Whoever makes an `Interception` ends it, also where `durable` says that nothing may go upstream.
+- An end that finds no room is written without its content rather than not at all.
+"""
+
+from typing import TYPE_CHECKING
+
+from ostiary.core.records import InterceptionEnd, InterceptionStart, Trace, encode_record
+from ostiary.wire.facts import ResponseFacts
+
+from .journal import JournalError, NotDurable
+from .recording import Ending, end_record, without_content
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+
+class Interception:
+    """`tool_results`: what the request brought of them, kept for the end. Raises `JournalError` when nothing is written."""
+
+    __slots__ = ("_inflight", "_tool_results", "_worker", "durable", "start")
+
+    def __init__(self, worker: "Worker", start: InterceptionStart, tool_results: tuple[str, ...]) -> None:
+        self.durable = True
+        try:
+            worker.journal.append_start(encode_record(start))
+        except NotDurable as error:
+            worker.log_journal_failure(error)
+            self.durable = False
+        self._worker = worker
+        self._tool_results = tool_results
+        self.start = start
+        self._inflight = inflight = worker.metrics.inflight(start.provider_name, start.model, start.route)
+        inflight[0] += 1
+
+    def end(
+        self, now_us: int, ending: Ending, *, hint: str, facts: ResponseFacts | None, trace: Trace, seconds: float
+    ) -> None:
+        """Write the end and count it. `now_us` is in Unix microseconds, `seconds` how long it all took."""
+        worker = self._worker
+        start = self.start
+        self._append(
+            end_record(
+                start.id,
+                now_us,
+                ending,
+                hint=hint,
+                facts=facts,
+                tool_results=self._tool_results,
+                trace=trace,
+                content="none" if worker.journal.shed_content else worker.settings.record_content,
+            )
+        )
+        self._inflight[0] -= 1
+        worker.metrics.ended(
+            start.provider_name,
+            start.model,
+            start.route,
+            start.client,
+            status=ending.status,
+            completed=ending.outcome == "completed",
+            seconds=seconds,
+            prompted=start.prompt is not None,
+            facts=facts,
+        )
+
+    def _append(self, record: InterceptionEnd) -> None:
+        journal = self._worker.journal
+        try:
+            journal.append_end(encode_record(record))
+        except NotDurable as error:
+            self._worker.log_journal_failure(error)
+        except JournalError as error:
+            self._worker.log_journal_failure(error)
+            try:
+                journal.append_end(encode_record(without_content(record)))
+            except JournalError as again:
+                self._worker.log_journal_failure(again)
