@@ -112,6 +112,22 @@ def refused(server: Server, fake: FakeProvider, reason: str) -> Iterator[None]:
     assert fake.requests(limit=0)["count"] == reached
 
 
+@contextmanager
+def added_provider(server: Server, name: str, fields: dict[str, Any]) -> Iterator[None]:
+    """Another provider, which every worker serves meanwhile, and none afterwards."""
+
+    def unknown() -> set[bool]:
+        # Several times, for each worker follows by itself.
+        return {"There is no provider" in server.owner.get(f"{DATA_PLANE}/{name}/").text for _ in range(8)}
+
+    made = server.owner.post("/api/v2/ai/providers", json={"name": name, **fields})
+    assert made.status_code == 201, made.text
+    eventually(lambda: unknown() == {False}, what=f"{name} is served")
+    yield
+    assert server.owner.delete(f"/api/v2/ai/providers/{name}").is_success
+    eventually(lambda: unknown() == {True}, what=f"{name} is gone")
+
+
 @pytest.fixture(scope="session")
 def person(server: Server) -> Person:
     return Person(server, "ann", server.new_token("ann"))
@@ -201,8 +217,8 @@ def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]
     """One worker with short time-outs and little memory for bodies, and providers that do not work.
 
     Beside `openai` and `anthropic` it has `raw` and `raw-claude` (the test's own), `dead` and `dead-claude` (nobody
-    listens), `metadata` (of a cloud), `leave` (openai-compat: streams are not edited), `off` (disabled), `copilot` (cannot be
-    built) and `keyless`.
+    listens), `metadata` (of a cloud), `leave` (openai-compat: streams are not edited), `off` (disabled) and
+    `keyless`.
     """
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens there
@@ -232,7 +248,6 @@ def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]
                 "base_url": fake.url,
                 "api_keys": ["sk-of-a-disabled-provider"],
             },
-            {"type": "copilot", "name": "copilot", "base_url": "https://copilot.invalid"},
             {"type": "openai", "name": "keyless", "base_url": f"{fake.url}/v1"},
         ]
         for provider in added:

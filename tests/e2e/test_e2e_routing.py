@@ -6,7 +6,7 @@ import pytest
 from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Person, RawUpstream, error_of, refused
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import RawConnection, ask
-from tests.support.server import Server, eventually
+from tests.support.server import Server, StartServer, eventually
 
 # --- providers and routes
 
@@ -19,7 +19,7 @@ def test_an_unknown_provider_names_those_there_are(person: Person, fake: FakePro
     assert error_of(answer, api)["message"] == ("There is no provider 'nobody'. Configured are: anthropic, openai.")
 
 
-@pytest.mark.parametrize("path", ["/openai/v1/completions", "/openai/v1", "/openai/", "/openai", "/openai/v1/messages"])
+@pytest.mark.parametrize("path", ["/openai/v1/realtime", "/openai/v1", "/openai/", "/openai", "/openai/v1/messages"])
 def test_an_unknown_route_names_those_there_are(person: Person, fake: FakeProvider, path: str) -> None:
     with refused(person.server, fake, "unknown_route"):
         answer = person.call(path, CHAT.body())
@@ -36,12 +36,20 @@ def test_a_disabled_provider(guest: Person, fake: FakeProvider, api: Api) -> Non
     assert error_of(answer, api)["message"] == "The provider 'off' is disabled. An admin can enable it."
 
 
-@pytest.mark.parametrize("api", APIS)
-def test_a_provider_that_cannot_be_built_says_why(guest: Person, fake: FakeProvider, api: Api) -> None:
-    with refused(guest.server, fake, "provider_error"):
-        answer = guest.call(api.path("copilot"), api.body())
+def test_a_provider_that_cannot_be_built_says_why(start_server: StartServer, fake: FakeProvider) -> None:
+    server = start_server(fake, "--workers", "1", OSTIARY_ALLOW_BYOK="false")
+    keyless = {"type": "anthropic", "name": "keyless", "base_url": fake.url}
+    assert server.owner.post("/api/v2/ai/providers", json=keyless).status_code == 201
+    person = Person(server, "ann", server.new_token("ann"))
+
+    def served() -> bool:
+        return "There is no provider" not in person.call("/keyless/", b"").body.decode()
+
+    eventually(served, what="the added provider is served")
+    with refused(server, fake, "provider_error"):
+        answer = person.call(MESSAGES.path("keyless"), MESSAGES.body())
     assert answer.status == 503
-    assert "GitHub Copilot" in error_of(answer, api)["message"]
+    assert "bring-your-own-key is off" in error_of(answer, MESSAGES)["message"]
 
 
 def test_our_own_503_is_an_exception_of_the_sdk(guest: Person) -> None:
