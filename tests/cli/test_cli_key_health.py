@@ -88,7 +88,7 @@ def test_the_timeline_tells_what_has_become_of_each_key(do: Do, plane: Plane, id
     told = [line.split()[2:] for line in said.out.splitlines()[6:]]
     assert [row[:-2] for row in told[:2]] == [["suspect", "refused"], ["suspect", "refused", "2", "times"]]
     assert told[2] == ["usable", "recovered"]
-    assert said.err.count("nothing has happened to it") == 1
+    assert said.out.count("nothing has happened to it") == 1
     report(plane, "paris", key(ids[0], timeline=history[:1]), key(ids[1]))
     several = do("providers", "keys", "pool", "--timeline").out
     assert several.count("berlin") == 4, "one line now, three changes"

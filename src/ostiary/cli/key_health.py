@@ -75,10 +75,10 @@ def why(view: View) -> str:
 
 def until(view: View, now: datetime | None = None) -> str:
     """When it is usable again, or tried: `in 42s`; `next request` when it is to be tried."""
-    moment = parse_time(view["until"])
+    moment, now = parse_time(view["until"]), now or datetime.now(UTC)
     if moment is None:
         return ""
-    if moment > (now or datetime.now(UTC)):
+    if moment > now:
         return ago(view["until"], now)
     return "next request" if view["state"] == "suspect" else "now"
 
@@ -106,6 +106,9 @@ def _print_timeline(key: dict[str, Any]) -> None:
     changes.sort(key=lambda change: change[0]["at"] or "")
     say("")
     say(f"{key['position']}  {key['masked']}")
+    if not told:
+        say("nothing has happened to it since its gateways started")
+        return
     several = len(told) > 1
     print_table(
         ("AT", *(("HOST",) if several else ()), "STATE", Column("WHY", cut=True), "UNTIL"),
@@ -113,5 +116,5 @@ def _print_timeline(key: dict[str, Any]) -> None:
             (local_time(one["at"]), *((host,) if several else ()), one["state"], why(one), local_time(one["until"]))
             for one, host in changes
         ],
-        "nothing has happened to it since its gateways started",
+        "",
     )
