@@ -269,6 +269,38 @@ def test_nothing_shows_a_secret() -> None:
         assert ACCESS_KEY not in shown
 
 
+def test_what_no_header_can_carry_is_an_error_and_not_shown() -> None:
+    odd = Credentials("AKIAODD\u20ac-and-long-enough", Secret(SECRET_KEY), Secret("t\u20ac"), REGION)
+
+    async def script() -> None:
+        with pytest.raises(AdapterError, match="could not be signed") as caught:
+            await aws.signature(odd, "bedrock", "POST", "https://x.invalid/", {"Host": "x.invalid"}, b"")
+        assert SECRET_KEY not in str(caught.value)
+
+    run(script)
+
+
+def test_a_machine_without_threads_left_is_an_error_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity, source, clock = case()
+
+    class NoThread:
+        def __init__(self, **_: Any) -> None: ...
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def script() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(aws, "Thread", NoThread)
+            with pytest.raises(AdapterError, match="can't start new thread"):
+                await identity.credentials()
+        clock.now += aws.FAILURE_SECONDS
+        assert await key(identity) == "1"
+        assert source.fetched == 1
+
+    run(script)
+
+
 # --- where they come from
 
 

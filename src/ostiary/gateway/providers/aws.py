@@ -255,7 +255,10 @@ class Identity:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(settle, outcome)
 
-        Thread(target=run, name="aws-credentials", daemon=True).start()
+        try:
+            Thread(target=run, name="aws-credentials", daemon=True).start()
+        except RuntimeError as exc:
+            settle(CredentialsError(503, f"AWS credentials could not be fetched: {exc}. Try again."))
 
     def _fail(self, error: CredentialsError) -> None:
         self._error = error
@@ -289,12 +292,16 @@ SHARED: Final = Identities()
 async def signature(
     credentials: Credentials, service: str, method: str, url: str, headers: dict[str, str], body: bytes
 ) -> bytes:
-    """The header lines that sign a request (Signature Version 4). `headers` are signed beside `Host`.
+    """The header lines that sign a request (Signature Version 4), `headers` among what is signed. Raises `AdapterError`.
 
     `url` is as on the wire: its path percent-encoded once.
     """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_signers, _sign, credentials, service, method, url, headers, body)
+    try:
+        return await loop.run_in_executor(_signers, _sign, credentials, service, method, url, headers, body)
+    except Exception as exc:  # noqa: BLE001 - of what a credential process may have given, anything
+        kind = type(exc).__name__
+        raise AdapterError(502, f"The request could not be signed with {credentials.hint} ({kind}).") from None
 
 
 def _sign(credentials: Credentials, service: str, method: str, url: str, headers: dict[str, str], body: bytes) -> bytes:
