@@ -121,7 +121,8 @@ def add(
       ostiary providers add azure --type azure --base-url https://RESOURCE.openai.azure.com/openai/v1 --key-env AZURE_KEY
       ostiary providers add copilot --type copilot --base-url https://api.business.githubcopilot.com
 
-    Copilot's hosts are api.individual, api.business and api.enterprise.githubcopilot.com, by plan. All types: docs/providers.md.
+    Copilot's hosts are api.individual, api.business and api.enterprise.githubcopilot.com, by plan.
+    All types: docs/providers.md.
     """
     if problem := new_name_problem(name):
         wrong_usage(f"NAME {problem}")
