@@ -39,7 +39,7 @@ _SESSIONS_MAX: Final = 8192
 _ASK_AGAIN: Final = 1.0
 """Seconds for which a trial that was proposed is not proposed to another request."""
 _REMEMBERED: Final = 3600.0
-"""Seconds after which nobody needs to be told of a recovery, and a limit no longer speaks against a key."""
+"""Seconds for which `spread` holds a limit that is over against a key."""
 
 _NO_NEWS: Final = 1.0
 """Seconds by which an answer has to prolong a wait that is known: many requests may be limited at once."""
@@ -323,13 +323,13 @@ class KeyPool:
         return changed
 
     def reports(self, now: float) -> list[KeyReport]:
-        """What a new link has to know: all that speaks against a key, and who has recovered not long ago."""
+        """What a new link has to know: all that speaks against a key, and which have recovered."""
         found = []
         for digest, state in self._states.items():
             if state.suspect:
                 until, strikes = state.suspect_until, state.strikes
                 found.append(self._report(digest, "suspect", "refused", until, state.changed_at, strikes=strikes))
-            elif state.recovered_at > now - _REMEMBERED:
+            elif state.recovered_at > _NEVER:
                 found.append(self._report(digest, "usable", "recovered", state.recovered_at, state.changed_at))
             if state.spent[0] > now:
                 found.append(self._report(digest, "cooling", "quota", *state.spent))
