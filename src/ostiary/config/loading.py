@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from ostiary.core.provider_env import ProviderEnvError, read_provider_environment
 from ostiary.core.secret import Secret
 
+from . import values
 from .settings import (
     GATEWAY_LISTEN,
     MIGRATION_PREFIXES,
@@ -45,12 +46,7 @@ CLIENT_VARIABLES = (PREFIX + "URL", PREFIX + "TOKEN")
 FILE_NAME = "ostiary.toml"
 SYSTEM_FILE = Path("/etc/ostiary") / FILE_NAME
 
-PLANNED = frozenset(
-    (
-        *("retention", "structured_logging_source"),
-        "public_url",
-    )
-)
+PLANNED = frozenset(("retention", "structured_logging_source", "public_url"))
 """Names of the design that have no effect yet."""
 
 _PROVIDER_NAME = re.compile(r"(PROVIDER_|OPENAI_|ANTHROPIC_|BEDROCK_)")
@@ -324,6 +320,21 @@ def _check_together(findings: _Findings, settings: Settings | None) -> None:
         )
     if settings is None:
         return
+    if settings.body_max_bytes > settings.body_memory_max:
+        names = [name for name in ("body_max_bytes", "body_memory_max") if name in given]
+        problems.append(
+            f"{' and '.join(given[name].origin for name in names)} must leave room for one body: "
+            f"body_max_bytes is {values.show_size(settings.body_max_bytes)}, "
+            f"body_memory_max {values.show_size(settings.body_memory_max)}"
+        )
+    taken: dict[str, str] = {}
+    for name in ("actor_header_id", "actor_header_username", "actor_header_email"):
+        header = getattr(settings, name).lower()
+        if header and header in taken:
+            problems.append(
+                f"{taken[header]} and {name} must be different headers; both are {getattr(settings, name)!r}"
+            )
+        taken.setdefault(header, name)
     for cert, key in (("tls_cert_file", "tls_key_file"), ("control_cert_file", "control_key_file")):
         cert_file, key_file = getattr(settings, cert), getattr(settings, key)
         if cert_file is None or key_file is None:

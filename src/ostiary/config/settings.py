@@ -84,7 +84,11 @@ _DATABASE = "Database and secrets"
 _PROVIDERS = "Providers"
 _RECORD = "Recording"
 _CLIENTS = "Clients"
+_LIMITS = "Limits"
 _UPSTREAM = "Upstreams"
+_BREAKER = "Circuit breaker"
+_ACTOR = "Actor headers"
+_DUMPS = "Dumps"
 _LOG = "Logging"
 
 _DISABLE_CONTENT = {"true": "none", "false": "prompts"}
@@ -335,34 +339,6 @@ class Settings(BaseSettings):
         int,
         Setting(_RECORD, values.size("1MiB", "1024GiB"), "Disk space a worker's journal may take."),
     ] = 4 * 1024**3
-    dump_dir: Annotated[
-        str,
-        Setting(
-            _RECORD,
-            values.optional_directory(),
-            "All that goes to providers and comes back is written below it: prompts in clear, credentials masked.",
-            migration=(
-                ("DUMP_DIR", None),
-                ("API_DUMP_DIR", None),
-            ),
-        ),
-    ] = ""
-    dump_file_max_bytes: Annotated[
-        int,
-        Setting(
-            _RECORD,
-            values.size("1KiB", "1GiB"),
-            "Size at which one such file is cut.",
-        ),
-    ] = 16 * 1024**2
-    dump_max_bytes: Annotated[
-        int,
-        Setting(
-            _RECORD,
-            values.size("1MiB", "1024GiB"),
-            "Size of that directory at which its oldest files are removed.",
-        ),
-    ] = 1024**3
     structured_logging: Annotated[
         bool,
         Setting(
@@ -388,50 +364,12 @@ class Settings(BaseSettings):
             "How long an idle client connection stays open; keep it above that of a load balancer in front.",
         ),
     ] = 75.0
-    body_memory_max: Annotated[
-        int,
-        Setting(_CLIENTS, values.size("32MiB", "1024GiB"), "Request bodies a worker holds at once; beyond it: 503."),
-    ] = 512 * 1024**2
-    body_max_bytes: Annotated[
-        int,
-        Setting(
-            _CLIENTS,
-            values.size("1KiB", "1GiB"),
-            "The largest request body; a larger one gets 413. Uploads in form encoding are streamed and have no limit here.",
-        ),
-    ] = 32 * 1024**2
-    head_max_bytes: Annotated[
-        int,
-        Setting(
-            _CLIENTS,
-            values.size("4KiB", "64KiB"),
-            "The largest request head; a larger one gets 431.",
-        ),
-    ] = 64 * 1024
-    max_concurrency: Annotated[
-        int,
-        Setting(
-            _CLIENTS,
-            values.integer(0, 1_000_000),
-            "Requests to providers that all workers of this machine have under way at once; one more gets 503. 0: no limit.",
-            migration=(("MAX_CONCURRENCY", None),),
-        ),
-    ] = 0
-    rate_limit: Annotated[
-        int,
-        Setting(
-            _CLIENTS,
-            values.integer(0, 1_000_000),
-            "Requests a second to providers for each token on this machine; one more gets 429. 0: no limit.",
-            migration=(("RATE_LIMIT", None),),
-        ),
-    ] = 0
     sse_keepalive: Annotated[
         float,
         Setting(
             _CLIENTS,
             values.duration("0s", "5m"),
-            "Silence of a provider after which the client of an Anthropic stream gets a ping, e.g. 10s. 0s: never.",
+            "Silence of a provider after which the client of an Anthropic stream gets a `ping`, e.g. `10s`; `0s`: never.",
         ),
     ] = 0.0
     auth_grace: Annotated[
@@ -442,6 +380,41 @@ class Settings(BaseSettings):
             "How long known tokens are served while the control plane is away.",
         ),
     ] = 3600.0
+
+    max_concurrency: Annotated[
+        int,
+        Setting(
+            _LIMITS,
+            values.integer(0, 1_000_000),
+            "Requests to providers under way at once on this machine, over all its workers; more get 503 at once. "
+            "0: no limit.",
+            migration=(("MAX_CONCURRENCY", None),),
+        ),
+    ] = 0
+    rate_limit: Annotated[
+        int,
+        Setting(
+            _LIMITS,
+            values.integer(0, 1_000_000),
+            "Requests to providers that one token may make in a second on this machine; more get 429. 0: no limit.",
+            migration=(("RATE_LIMIT", None),),
+        ),
+    ] = 0
+    head_max_bytes: Annotated[
+        int, Setting(_LIMITS, values.size("4KiB", "256KiB"), "A client's request head; a larger one gets 431.")
+    ] = 64 * 1024
+    body_max_bytes: Annotated[
+        int,
+        Setting(
+            _LIMITS,
+            values.size("1KiB", "1GiB"),
+            "A request body; a larger one gets 413. Uploads of files are streamed, and have no limit here.",
+        ),
+    ] = 32 * 1024**2
+    body_memory_max: Annotated[
+        int,
+        Setting(_LIMITS, values.size("32MiB", "1024GiB"), "Request bodies a worker holds at once; beyond it: 503."),
+    ] = 512 * 1024**2
 
     connect_timeout: Annotated[
         float, Setting(_UPSTREAM, values.duration("100ms", "10m"), "Until a connection to a provider stands.")
@@ -463,87 +436,6 @@ class Settings(BaseSettings):
             "New attempts after a 5xx of a provider. Clients try again themselves, and a call may be billed twice.",
         ),
     ] = 0
-    circuit_breaker_enabled: Annotated[
-        bool,
-        Setting(
-            _UPSTREAM,
-            values.boolean(),
-            "Whether a provider that keeps failing is left alone for a while, for each route and model.",
-            migration=(("CIRCUIT_BREAKER_ENABLED", None),),
-        ),
-    ] = True
-    circuit_breaker_failure_threshold: Annotated[
-        int,
-        Setting(
-            _UPSTREAM,
-            values.integer(1, 1000),
-            "Failures in a row that open a circuit breaker.",
-            migration=(("CIRCUIT_BREAKER_FAILURE_THRESHOLD", None),),
-        ),
-    ] = 5
-    circuit_breaker_interval: Annotated[
-        float,
-        Setting(
-            _UPSTREAM,
-            values.duration("1ms", "1d"),
-            "Within which these failures have to fall.",
-            migration=(("CIRCUIT_BREAKER_INTERVAL", None),),
-        ),
-    ] = 10.0
-    circuit_breaker_timeout: Annotated[
-        float,
-        Setting(
-            _UPSTREAM,
-            values.duration("1ms", "1d"),
-            "How long an open circuit breaker lets nothing through.",
-            migration=(("CIRCUIT_BREAKER_TIMEOUT", None),),
-        ),
-    ] = 30.0
-    circuit_breaker_max_requests: Annotated[
-        int,
-        Setting(
-            _UPSTREAM,
-            values.integer(1, 1000),
-            "Requests that then try the provider; all have to go well.",
-            migration=(("CIRCUIT_BREAKER_MAX_REQUESTS", None),),
-        ),
-    ] = 3
-    send_actor_headers: Annotated[
-        bool,
-        Setting(
-            _UPSTREAM,
-            values.boolean(),
-            "Whether providers are told who asks.",
-            migration=(("SEND_ACTOR_HEADERS", None),),
-        ),
-    ] = False
-    actor_header_id: Annotated[
-        str,
-        Setting(
-            _UPSTREAM,
-            values.header_name(),
-            "Header with the person's id; empty for none.",
-            migration=(("ACTOR_HEADER_ID", None),),
-        ),
-    ] = "X-AI-Bridge-Actor-ID"
-    actor_header_username: Annotated[
-        str,
-        Setting(
-            _UPSTREAM,
-            values.header_name(),
-            "Header with the username; empty for none.",
-            migration=(("ACTOR_HEADER_USERNAME", None),),
-        ),
-    ] = "X-AI-Bridge-Actor-Metadata-Username"
-    actor_header_email: Annotated[
-        str,
-        Setting(
-            _UPSTREAM,
-            values.header_name(),
-            "Header with the e-mail address; empty for none.",
-            migration=(("ACTOR_HEADER_EMAIL", None),),
-        ),
-    ] = ""
     keepalive_pool: Annotated[
         int, Setting(_UPSTREAM, values.integer(0, 65535), "Idle connections a worker keeps per provider address.")
     ] = 512
@@ -578,6 +470,108 @@ class Settings(BaseSettings):
             "Link-local or cloud-metadata addresses that providers may have; all of them are refused otherwise.",
         ),
     ] = ()
+
+    circuit_breaker_enabled: Annotated[
+        bool,
+        Setting(
+            _BREAKER,
+            values.boolean(),
+            "Whether a model of a provider that keeps failing gets a pause, in which its requests are answered with 503.",
+            migration=(("CIRCUIT_BREAKER_ENABLED", None),),
+        ),
+    ] = True
+    circuit_breaker_failure_threshold: Annotated[
+        int,
+        Setting(
+            _BREAKER,
+            values.integer(1, 1000),
+            "Failures in a row that open it.",
+            migration=(("CIRCUIT_BREAKER_FAILURE_THRESHOLD", None),),
+        ),
+    ] = 5
+    circuit_breaker_interval: Annotated[
+        float,
+        Setting(
+            _BREAKER,
+            values.duration("1ms", "1d"),
+            "The time within which these failures have to fall.",
+            migration=(("CIRCUIT_BREAKER_INTERVAL", None),),
+        ),
+    ] = 10.0
+    circuit_breaker_timeout: Annotated[
+        float,
+        Setting(
+            _BREAKER,
+            values.duration("1ms", "1d"),
+            "How long it stays open before some requests are let through to try.",
+            migration=(("CIRCUIT_BREAKER_TIMEOUT", None),),
+        ),
+    ] = 30.0
+    circuit_breaker_max_requests: Annotated[
+        int,
+        Setting(
+            _BREAKER,
+            values.integer(1, 1000),
+            "How many requests are let through then. All of them must succeed to close it.",
+            migration=(("CIRCUIT_BREAKER_MAX_REQUESTS", None),),
+        ),
+    ] = 3
+
+    send_actor_headers: Annotated[
+        bool,
+        Setting(
+            _ACTOR,
+            values.boolean(),
+            "Whether providers are told, on bridged routes, who makes a call ([headers.md](headers.md)).",
+            migration=(("SEND_ACTOR_HEADERS", None),),
+        ),
+    ] = False
+    actor_header_id: Annotated[
+        str,
+        Setting(
+            _ACTOR,
+            values.header_name("X-AI-Bridge-Actor-ID"),
+            "The header that holds the person's id.",
+            migration=(("ACTOR_HEADER_ID", None),),
+        ),
+    ] = "X-AI-Bridge-Actor-ID"
+    actor_header_username: Annotated[
+        str,
+        Setting(
+            _ACTOR,
+            values.header_name("X-AI-Bridge-Actor-Metadata-Username"),
+            "The header that holds the username.",
+            migration=(("ACTOR_HEADER_USERNAME", None),),
+        ),
+    ] = "X-AI-Bridge-Actor-Metadata-Username"
+    actor_header_email: Annotated[
+        str,
+        Setting(
+            _ACTOR,
+            values.header_name("X-AI-Bridge-Actor-Metadata-Email"),
+            "The header that holds the email address.",
+            migration=(("ACTOR_HEADER_EMAIL", None),),
+        ),
+    ] = ""
+
+    dump_dir: Annotated[
+        str,
+        Setting(
+            _DUMPS,
+            values.optional_directory(),
+            "Every request to a provider and its answer are written below it, secrets masked ([dumps.md](dumps.md)).",
+            migration=(("DUMP_DIR", None),),
+        ),
+    ] = ""
+    dump_file_max_bytes: Annotated[
+        int, Setting(_DUMPS, values.size("1KiB", "1GiB"), "What one file of a dump may hold; the rest is cut off.")
+    ] = 16 * 1024**2
+    dump_max_bytes: Annotated[
+        int,
+        Setting(
+            _DUMPS, values.size("1MiB", "1024GiB"), "What the whole directory may hold; the oldest files go first."
+        ),
+    ] = 1024**3
 
     log_format: Annotated[
         Literal["console", "json"], Setting(_LOG, values.choice("console", "json"), "Lines for people or for machines.")

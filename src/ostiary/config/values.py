@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ostiary.core.secret import Secret
+from ostiary.http1.fields import ACTOR_PREFIX, reserved_for
 from ostiary.runtime.plan import Address
 
 _TRUE = frozenset(("true", "t", "1", "yes", "y", "on"))
@@ -31,6 +32,7 @@ _SIZE_UNITS = {
     "b": 1,
     "": 1,
 }
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
 MIN_BOOTSTRAP_TOKEN = 32
 VAULT_KEY_BYTES = 32
 
@@ -268,20 +270,25 @@ def _is_proxy(given: str) -> bool:
         return False
 
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{0,128}")
-
-
-def header_name() -> Kind:
-    """A header's name (RFC 9110 §5.1), or nothing."""
-    allowed = "the name of a header: letters, digits and hyphens; or nothing"
+def header_name(standard: str) -> Kind:
+    """The name of a header of ours towards providers (reference D.12); `standard` is allowed in spite of its prefix."""
+    allowed = "off or a header name"
 
     def parse(value: object) -> str:
-        name = _text(value)
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(allowed)
-        return name
+        given = _text(value)
+        if given.lower() in ("", "off"):
+            return ""
+        lower = given.lower().encode("utf-8")
+        if not _HEADER_NAME.fullmatch(given):
+            raise ValueError(f"{allowed}, which has letters, digits and !#$%&'*+-.^_`|~ only (RFC 9110)")
+        if lower.startswith(ACTOR_PREFIX) and lower != standard.lower().encode("ascii"):
+            raise ValueError(f"{allowed}, of those that begin with X-AI-Bridge-Actor only its own, {standard}")
+        use = reserved_for(lower)
+        if use and lower != standard.lower().encode("ascii"):
+            raise ValueError(f"{allowed} without another use; this one {use}")
+        return given
 
-    return Kind(allowed, parse)
+    return Kind(allowed, parse, lambda value: value or "off", "NAME")
 
 
 def networks() -> Kind:

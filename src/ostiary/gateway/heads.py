@@ -1,13 +1,19 @@
 """The heads that go out: to the upstream, and to the client. Pure; joined from the lines that came in (design §6)."""
 
 from typing import Final
+from urllib.parse import quote
 
+from ostiary.core.identity import Identity
 from ostiary.core.secret import mask
+from ostiary.core.settings import GatewaySettings
 from ostiary.http1.fields import (
     CREDENTIALS,
     REQUEST_DROPPED,
-    RESPONSE_DROPPED,
-    kept_request_lines,
+    REQUEST_PREFIXES,
+    RESPONSE_DROPPED_BYOK,
+    RESPONSE_DROPPED_CENTRALIZED,
+    Kept,
+    kept_lines,
     kept_response_lines,
 )
 from ostiary.http1.head import NO_BODY, RequestHead, ResponseHead
@@ -17,18 +23,46 @@ from .decide import Admission
 from .providers import RuntimeKey
 from .providers.adapter import Prepared
 
-_DROPPED_CENTRALIZED: Final = REQUEST_DROPPED | CREDENTIALS | {b"accept-encoding"}
-_DROPPED_BYOK: Final = REQUEST_DROPPED | {b"accept-encoding"}
-_OWN_IDS: Final = frozenset((b"x-ostiary-interception-id", b"x-ostiary-request-id"))
-"""An upstream may be an Ostiary too: the client is told of its record here, not of the one there."""
-_RESPONSE_BYOK: Final = RESPONSE_DROPPED | _OWN_IDS
-_RESPONSE_CENTRALIZED: Final = _RESPONSE_BYOK | {b"set-cookie"}
 _LENGTH_FIELDS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _CONTENT_TYPE: Final = frozenset((b"content-type",))
 _CODING: Final = frozenset((b"content-encoding",))
 _SHORTEST_SECRET: Final = 8
 """Characters; what is shorter in a credential is the name of its scheme."""
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+_NOTHING: Final[frozenset[bytes]] = frozenset()
+_ACTOR_PLAIN: Final = "!#$&'()*+,/:;<=>?@[]^`{|}\"\\"
+"""Visible ASCII that stays as it is in an actor header, besides letters, digits and _.-~; a percent sign does not."""
+
+
+class ActorHeaders:
+    """What providers are told of the person behind a call (reference D.12), and which client lines they get at all.
+
+    What a client says under these names is dropped, also while nothing is sent. One for a worker.
+    """
+
+    __slots__ = ("_names", "kept_byok", "kept_centralized", "sent")
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._names = tuple(
+            name.encode("ascii")
+            for name in (settings.actor_header_id, settings.actor_header_username, settings.actor_header_email)
+        )
+        dropped = REQUEST_DROPPED | {name.lower() for name in self._names if name}
+        self.kept_byok = Kept(dropped, REQUEST_PREFIXES)
+        self.kept_centralized = Kept(dropped | CREDENTIALS, REQUEST_PREFIXES)
+        self.sent = settings.send_actor_headers and any(self._names)
+
+    def lines(self, identity: Identity) -> bytes:
+        """Each with its CRLF. What is not visible ASCII, and %, is percent-encoded UTF-8: no value can end its line."""
+        values = (identity.owner_id, identity.username, identity.email)
+        return b"".join(
+            b"%b: %b\r\n" % (name, quote(value, safe=_ACTOR_PLAIN).encode("ascii"))
+            for name, value in zip(self._names, values, strict=True)
+            if name and value
+        )
+
+
+_UNTOLD: Final = ActorHeaders(GatewaySettings(journal_dir=""))
 
 
 def upstream_head(
@@ -42,14 +76,20 @@ def upstream_head(
     reads_plain: bool,
     prepared: Prepared | None = None,
     lines_of_ours: bytes = b"",
+    actor: ActorHeaders = _UNTOLD,
+    identity: Identity | None = None,
 ) -> bytes:
     """The head of the request that goes upstream. `body_length` None: in chunks.
 
     `own`: the client's own credential stays, but for what is in `misplaced` (fields with an Ostiary token).
     `reads_plain`: the body is sent and the answer wanted without content coding; else the client's `Accept-Encoding`
-    goes on, narrowed to what we read. `lines_of_ours`: each with its CRLF.
+    goes on, narrowed to what we read. `lines_of_ours`: each with its CRLF. `identity`: whom `actor` tells of, on bridged
+    routes.
     """
-    dropped = _DROPPED_BYOK | misplaced if own else _DROPPED_CENTRALIZED
+    if own:
+        kept, dropped = actor.kept_byok, misplaced
+    else:
+        kept, dropped = actor.kept_centralized, _NOTHING
     accepted = head.fields.get(b"accept-encoding")
     coding_line = b""
     provider = admission.provider
@@ -65,7 +105,9 @@ def upstream_head(
         dropped |= _CODING
     elif accepted is not None:
         coding_line = b"Accept-Encoding: " + narrow_accept_encoding(accepted) + b"\r\n"
-    lines = kept_request_lines(head, dropped)
+    if actor.sent and identity is not None and admission.route.kind == "bridged":
+        lines_of_ours = actor.lines(identity) + lines_of_ours
+    lines = kept_lines(head, kept, dropped)
     lines.append(b"")
     if body_length is None:
         framing = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -113,7 +155,7 @@ def client_head(
 
     `content_type`: what the body is, where that is not what the upstream said.
     """
-    dropped = _RESPONSE_BYOK if byok else _RESPONSE_CENTRALIZED
+    dropped = RESPONSE_DROPPED_BYOK if byok else RESPONSE_DROPPED_CENTRALIZED
     if rechunked:
         dropped |= _LENGTH_FIELDS
     if content_type:
