@@ -66,6 +66,9 @@ class ChunkedReader:
                 if (end if end >= 0 else len(buffer) - 1) - pos > _MAX_LINE:
                     raise BodyError("a chunk line is too long")
                 if end < 0:
+                    waiting = buffer[pos:]
+                    if b"\n" in waiting or b"\r" in waiting[:-1]:  # no end that may still come mends it
+                        raise BodyError("a chunk line does not end in CRLF")
                     break
                 line = buffer[pos:end]
                 pos = end + 2

@@ -4,7 +4,8 @@ Rules
 - llhttp in strict mode validates the bytes. It is fed the head alone, so it never sees two messages.
 - On top we refuse, not guess (design §6; RFC 9112 §11, RFC 9110 §5.3): a `Transfer-Encoding` other than exactly `chunked`,
   repeated, missing or odd `Host`, repeated `Content-Length` and repeated credentials, extra spaces in the request line,
-  versions other than 1.0 and 1.1, targets that are not visible ASCII, control characters in a status line, heads over 64 KiB.
+  versions other than 1.0 and 1.1, targets that are not visible ASCII, control characters in a status line.
+- How large a head may be is for the connections to say.
 - A connection of HTTP/1.0 is never kept: its keep-alive was an agreement of both sides that we do not offer.
 - Field lines are kept as they came, so that an outgoing head can be joined from them.
 """
@@ -17,7 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, Htt
 from .errors import HeadError
 
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a head, both directions."""
+"""Bytes of a head: of an upstream's, and of a client's unless a setting says otherwise."""
 
 NO_BODY: Final = 0
 LENGTH: Final = 1

@@ -45,15 +45,16 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connections(set["ClientConnection"]):
-    """The live client connections of a worker, and what they share."""
+    """The live client connections of a worker, and what they share. `head_max`: bytes of a request head."""
 
-    def __init__(self, app: Application, limits: ServerLimits, tick: float) -> None:
+    def __init__(self, app: Application, limits: ServerLimits, tick: float, head_max: int = MAX_HEAD) -> None:
         super().__init__()
         self.app = app
         self.tick = tick
         self.head_ticks = limits.head_timeout / tick
         self.keepalive_ticks = limits.keepalive_timeout / tick
         self.body_ticks = limits.body_timeout / tick
+        self.head_max = head_max
 
     def sweep(self) -> None:
         """Call every `tick` seconds: ends what has been quiet for too long."""
@@ -176,16 +177,16 @@ class ClientConnection(asyncio.Protocol):
         start = 2 if data[:2] == b"\r\n" else 0  # RFC 9112 §2.2: one empty line before a request line is skipped
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
-            if len(data) > MAX_HEAD:
-                self._refuse(HeadError(431, f"the request head is larger than {MAX_HEAD} bytes"))
+            if len(data) > self._shared.head_max:
+                self._refuse_large_head()
             elif len(data) > start and data != b"\r" and not data[start : start + 1].isalpha():
                 self._refuse(HeadError(400, "this is not an HTTP/1.1 request; is the client speaking TLS or HTTP/2?"))
             else:
                 self._buffer = data
             return
         end += 4
-        if end > MAX_HEAD:
-            self._refuse(HeadError(431, f"the request head is larger than {MAX_HEAD} bytes"))
+        if end > self._shared.head_max:
+            self._refuse_large_head()
             return
         try:
             head = parse_request_head(data[start:end])
@@ -401,6 +402,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = b""
         self.write(self._shared.app.head_refused(self, error))
         self._close_lingering()
+
+    def _refuse_large_head(self) -> None:
+        limit = self._shared.head_max
+        self._refuse(HeadError(431, f"the request head is larger than {limit} bytes (setting head_max_bytes)"))
 
     def _close_lingering(self) -> None:
         everything_read = self.body_read and not self._buffer
