@@ -120,6 +120,8 @@ class WorkerBoot(Struct, frozen=True, tag=True):
 
     worker: int
     settings: GatewaySettings
+    workers: int = 1
+    """How many there are on this machine."""
 
 
 class LinkBoot(Struct, frozen=True, tag=True):

@@ -114,7 +114,7 @@ class Supervisor:
         self._terminal = terminal
         self._started_at = time.monotonic()
         self._workers = [
-            self._child(f"worker-{index}", entries["worker"], sock, WorkerBoot(index, plan.gateway))
+            self._child(f"worker-{index}", entries["worker"], sock, WorkerBoot(index, plan.gateway, plan.workers))
             for index, sock in enumerate(sockets.public)
         ]
         self._link = self._child("link", entries["link"], sockets.metrics, LinkBoot(plan.link, len(self._workers)))
