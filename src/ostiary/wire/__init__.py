@@ -11,6 +11,8 @@
 `content_coding`       gzip, deflate, br, zstd: bounded decoders, and what we ask upstreams for
 `json_edit`            members of a JSON document found and changed in its bytes
 `include_usage`        the one edit of chat requests, and the filter that hides what it causes
+`bedrock`              Messages over AWS Bedrock's InvokeModel: request bodies rewritten, event streams as server-sent events
+`event_stream`         AWS's binary event streams
 
 Beneath them: `sse` (events cut at their boundaries), `events` (a block of events to structs in one pass), `lenient` (decoding
 that takes what fits), `members` (a few members of a long object as it passes), `request` (what request readers share), `usage`
