@@ -185,6 +185,13 @@ def test_without_keys_it_is_called_without_one(on_plane: OnPlane, own_fake: Fake
         found = (await plane.call(admin, "POST", "/api/v2/ai/providers/copilot/test")).json()
         assert (found["called"], found["keys"]) == ("", [])
         assert "not used with keys" in found["notes"][0]
+        for kind in ("bedrock", "anthropic"):
+            settings = {"_type": "bedrock", "_version": 1, "region": "us-east-1"}
+            bedrock = {"type": kind, "name": f"{kind}-aws", "base_url": "https://a.example", "settings": settings}
+            await plane.call(admin, "POST", "/api/v2/ai/providers", bedrock)
+            found = (await plane.call(admin, "POST", f"/api/v2/ai/providers/{kind}-aws/test")).json()
+            assert not found["keys"]
+            assert "signed where the gateway runs" in found["notes"][0]
 
     on_plane(script)
 

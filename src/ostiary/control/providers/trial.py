@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from ostiary import __version__
-from ostiary.core.provider_rules import takes_keys
+from ostiary.core.provider_rules import effective_type, takes_keys
 from ostiary.core.providers import OpenAISettings, ProviderSettings, ProviderType, WireFamily, wire_family
 from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
@@ -148,7 +148,7 @@ async def try_keys(
     """Call the provider once with each key. Raises `ValueError` for a base URL or TLS files that cannot be used."""
     call = call_of(kind, base_url, provider_settings)
     if call is None:
-        return ProviderTrial(name, "", (), (f"a provider of type {kind} is not used with keys: nothing is called",))
+        return ProviderTrial(name, "", (), (_why_not_called(kind, provider_settings),))
     try:
         tls = await asyncio.to_thread(client_tls_context, settings.ca_file)
     except (OSError, ssl.SSLError) as exc:
@@ -166,6 +166,15 @@ async def try_keys(
             if open_to_all.result == "works":
                 notes = ("it answers this call without a key too: that a key works here says nothing about the key",)
     return ProviderTrial(name, call.shown, tried, notes)
+
+
+def _why_not_called(kind: ProviderType, settings: ProviderSettings | None) -> str:
+    if effective_type(kind, settings) is ProviderType.BEDROCK:
+        return (
+            "Bedrock is not used with keys: requests are signed where the gateway runs, which may have another identity than "
+            "this server. Nothing is called; send a request through the gateway, AWS's answer to it says what is wrong"
+        )
+    return f"a provider of type {kind} is not used with keys: nothing is called"
 
 
 class _Caller:
