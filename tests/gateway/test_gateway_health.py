@@ -302,6 +302,7 @@ def test_a_trial_of_which_nothing_came_may_be_made_by_another(machine: Machine) 
     ask_key(one, key)
     machine.carry_all()
     one.health.key_trial_ended("openai", key, "unknown")
+    assert one.pool.key_states(machine.now)[0] == (key, "suspect")
     asked = ask_key(other, key)
     machine.carry_all()
     assert asked == [True]
@@ -490,6 +491,44 @@ def test_a_trial_that_outlives_its_link_still_decides(machine: Machine) -> None:
     one.health.breaker_trial_ended(CHAT, "failed")
     machine.carry_all()
     assert other.health.breakers.admit(CHAT, machine.now) == Rejected(30)
+
+
+def test_trials_of_before_take_no_place_when_it_was_opened_anew(machine: Machine) -> None:
+    one, other = machine.workers
+    break_it(one)
+    machine.lose_link()
+    machine.now += 30
+    assert [ask_breaker(one) for _ in range(3)] == [[True]] * 3  # they never end
+    machine.start_link()
+    machine.carry_all()
+    machine.now += 10
+    assert [ask_breaker(other) for _ in range(1)] == [[]]
+    machine.carry_all()
+    assert other.health.breaker_trial_ended(CHAT, "failed") is not None
+    machine.carry_all()
+    machine.lose_link()
+    machine.now += 30
+    assert [ask_breaker(one) for _ in range(4)] == [[True]] * 3 + [[False]]
+
+
+def test_a_failure_ends_the_round_of_trials_that_a_worker_granted_itself(machine: Machine) -> None:
+    one, _ = machine.workers
+    break_it(one)
+    machine.carry_all()
+    machine.now += 30
+    slow = ask_breaker(one)
+    machine.now += 1
+    one.health.sweep()
+    assert slow == [True]
+    assert one.health.breaker_trial_ended(CHAT, "passed") is None
+    machine.carry_all()
+    quick = ask_breaker(one)
+    machine.carry_all()
+    assert quick == [True]
+    assert one.health.breaker_trial_ended(CHAT, "failed") is not None
+    machine.now += 30
+    machine.lose_link()
+    assert [ask_breaker(one) for _ in range(4)] == [[True]] * 3 + [[False]]
 
 
 def test_turned_off_nothing_is_told_of_breakers() -> None:
