@@ -13,7 +13,7 @@ import uvloop
 
 from ostiary.core.secret import Secret
 from ostiary.http1.errors import HeadError, UpstreamError
-from ostiary.http1.head import RequestHead, ResponseHead
+from ostiary.http1.head import MAX_HEAD, RequestHead, ResponseHead
 from ostiary.http1.origin import Origin
 from ostiary.http1.server import ClientConnection, Connections
 from ostiary.http1.upstream import UpstreamConnection
@@ -286,9 +286,9 @@ class Limits:
 class ClientStage:
     """One client connection, its wire and the application behind it."""
 
-    def __init__(self, app: App | None = None, *, tls: bool = False) -> None:
+    def __init__(self, app: App | None = None, *, tls: bool = False, head_max: int = MAX_HEAD) -> None:
         self.app = app or App()
-        self.connections = Connections(self.app, Limits(), TICK)
+        self.connections = Connections(self.app, Limits(), TICK, head_max)
         self.connection = ClientConnection(self.connections)
         self.wire = Wire(self.connection, tls=tls)
 

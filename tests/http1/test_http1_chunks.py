@@ -97,6 +97,12 @@ def test_broken_framing_is_refused_however_torn(raw: bytes) -> None:
         assert refused(segments)
 
 
+@pytest.mark.parametrize("so_far", [b"5\n", b"5\rh", b"5\nhello", b"0\r\nX: y\n", b"0\r\n\n", b"5;a\rb"], ids=repr)
+def test_a_line_that_no_byte_to_come_could_mend_is_refused_at_once(so_far: bytes) -> None:
+    with pytest.raises(BodyError, match="CRLF"):
+        ChunkedReader().feed(so_far)
+
+
 def test_lines_and_trailers_are_bounded_however_torn() -> None:
     longest = b"5;" + b"a" * 4094 + b"\r\nhello\r\n0\r\n\r\n"
     for at in range(4090, 4100):
