@@ -135,6 +135,28 @@ def test_a_compressed_stream_is_dumped_as_text(dumper: Person) -> None:
     assert fields_of(response)["x-ostiary-dump"] == "the body is stored without its content coding"
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_an_upload_is_dumped_as_it_streamed_by(dumper: Person, framing: str) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-test\r\n--b\r\n'
+    file = b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + bytes(range(256)) * 2000
+    form = part + file + b"\r\n--b--\r\n"
+    headers = dumper.bearer | {"Content-Type": "multipart/form-data; boundary=b"}
+    path = f"{DATA_PLANE}/openai/v1/audio/transcriptions"
+    with dumper.connect() as connection:
+        if framing == "length":
+            connection.request("POST", path, headers, form)
+        else:
+            connection.send(connection.head("POST", path, headers | {"Transfer-Encoding": "chunked"}))
+            for at in range(0, len(form), 100_000):
+                piece = form[at : at + 100_000]
+                connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+            connection.send(b"0\r\n\r\n")
+        answer = connection.answer()
+    assert answer.status == 200
+    files = files_of(dumper, answer.interception_id, 2, form, answer.body)
+    assert body_of(files["openai/whisper-test/-1.req.txt"]) == form
+
+
 def test_every_key_that_is_tried_has_a_pair_of_its_own(dumper: Person) -> None:
     answer = dumper.call("/many/v1/chat/completions", CHAT.body("third time lucky"))
     assert answer.status == 200

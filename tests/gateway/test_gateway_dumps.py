@@ -114,6 +114,16 @@ def test_a_streamed_upload_is_shown_as_it_is(tmp_path: Path) -> None:
     assert said(tmp_path)["resp.txt"] == b"HTTP/1.1 413 Too Large\r\n\r\n\n\n[ostiary: cut here: the client left]\n"
 
 
+def test_a_streamed_upload_in_chunks_is_shown_without_them(tmp_path: Path) -> None:
+    with dumps_at(tmp_path) as dumps:
+        attempt = attempt_of(dumps)
+        attempt.request(REQUEST.replace(b"Content-Length: 7", b"Transfer-Encoding: chunked"), b"")
+        for piece in (b'5\r\n{\r\n"a\r\n', b'b\r\n":\x00\xff}      \r\n0\r\n\r\n', b"0\r\n\r\n"):
+            attempt.request_piece(piece)
+        attempt.close()
+    assert said(tmp_path)["req.txt"].endswith(b'Transfer-Encoding: chunked\r\n\r\n{\r\n"a":\x00\xff}      ')
+
+
 @pytest.mark.parametrize(
     ("coding", "encode"),
     [

@@ -130,7 +130,7 @@ class Attempt:
         self._offer(len(head) + len(body), _Record.request, head, body)
 
     def request_piece(self, data: bytes) -> None:
-        """The next part of a streamed body, without chunk framing."""
+        """The next part of a streamed body as it is sent: of one in chunks a whole chunk, perhaps the last one behind it."""
         self._offer(len(data), _Record.request_piece, data)
 
     def response_head(self, head: bytes) -> None:
@@ -176,16 +176,21 @@ class _Record:
         self._request = _Text(REQUEST, file_max)
         self._error = _Text(REQUEST_ERROR, file_max)
         self._response = _Text(RESPONSE, file_max)
+        self._chunked = False
         self._secrets: tuple[bytes, ...] = ()
         self._redactor = Redactor(())
         self._decoder: Decoder | None = None
 
     def request(self, head: bytes, body: bytes) -> None:
+        self._chunked = field_of(head, b"transfer-encoding").lower() == b"chunked"
         self._secrets = secrets_of(head)
         self._redactor = Redactor(self._secrets)
         self._request.write(request_text(head, body, self._file_max))
 
     def request_piece(self, data: bytes) -> None:
+        if self._chunked:
+            size, _, rest = data.partition(b"\r\n")
+            data = rest[: int(size, 16)]
         self._request.write(data)
 
     def response_head(self, head: bytes) -> None:
