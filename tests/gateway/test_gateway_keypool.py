@@ -248,13 +248,6 @@ def test_the_state_of_keys_that_go_is_forgotten() -> None:
     assert refused(without, A, 1.0) == (), "an answer to a request with a key that is gone by now"
 
 
-def test_a_request_that_began_before_the_reload_sees_what_is_found_after_it() -> None:
-    old = pool_of(A, B)
-    new = pool_of(A, B, previous=old)
-    refused(new, A, 0.0)
-    assert key_of(old.choose(M, 1.0)) is B
-
-
 # --- among workers
 
 

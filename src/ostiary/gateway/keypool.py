@@ -15,7 +15,7 @@ Rules
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from typing import Final, Literal
 
@@ -153,14 +153,15 @@ class _KeyState:
 
     def plain(self, now: float) -> bool:
         """Nothing speaks against it. Drops what has passed."""
-        for model, (until, _) in tuple(self.cooling.items()):
-            if until <= now:
+        if self.cooling:
+            for model in [model for model, (until, _) in self.cooling.items() if until <= now]:
                 del self.cooling[model]
         return not self.suspect and not self.cooling and self.spent[0] <= now
 
 
 class KeyPool:
-    """The keys of one provider of one snapshot. `previous`: the pool before, whose state lives on for keys that stay."""
+    """The keys of one provider of one snapshot. `previous`: the pool before, not used any more, whose state lives on for
+    keys that stay."""
 
     def __init__(
         self,
@@ -178,6 +179,8 @@ class KeyPool:
         if previous is not None:
             self._sessions.update((s, d) for s, d in previous._sessions.items() if d in self._states)
         self._turn = 0
+        self._troubled = False
+        """Something may speak against a key."""
         self.healthy = False
         """`primary`, nothing against the first key and no trial due: a request takes `keys[0]` without asking."""
         self._judge(_NEVER)
@@ -198,7 +201,10 @@ class KeyPool:
         `model`: for a call without one its route's label, as limits of such calls say nothing of others.
         `try_suspects` off, for a request that cannot be sent twice: a suspect key only when nothing else is usable.
         """
-        self._judge(now)
+        if self._troubled:
+            self._judge(now)
+        if not self._troubled and not tried and self.keys:
+            return Chosen(self._kept(session, self.keys) or self._pick_usable(self.keys, session, now))
         usable: list[RuntimeKey] = []
         triable: list[RuntimeKey] = []
         unfit: dict[RuntimeKey, KeyReason] = {}
@@ -246,12 +252,12 @@ class KeyPool:
             key = triable[0]
             self._states[key.digest].ask_after = now + _ASK_AGAIN
         elif key is None:
-            key = usable[0] if self.selection == "primary" else self._spread(usable, session, now)
+            key = self._pick_usable(usable, session, now)
         candidates = self.keys[: self.keys.index(key)] if self.selection == "primary" else self.keys
         passed = tuple((other.hint, unfit[other]) for other in candidates if other in unfit and other is not key)
         return Chosen(key, passed, needs_trial)
 
-    def _kept(self, session: str, usable: list[RuntimeKey]) -> RuntimeKey | None:
+    def _kept(self, session: str, usable: Sequence[RuntimeKey]) -> RuntimeKey | None:
         """The key that a session has had, if it can have it still."""
         if self.selection == "primary" or session not in self._sessions:
             return None
@@ -259,7 +265,9 @@ class KeyPool:
         digest = self._sessions[session]
         return next((key for key in usable if key.digest == digest), None)
 
-    def _spread(self, usable: list[RuntimeKey], session: str, now: float) -> RuntimeKey:
+    def _pick_usable(self, usable: Sequence[RuntimeKey], session: str, now: float) -> RuntimeKey:
+        if self.selection == "primary":
+            return usable[0]
         limited = [self._states[key.digest].limited_until for key in usable]
         limited = [until if until > now - _REMEMBERED else _NEVER for until in limited]
         least = min(limited)
@@ -269,15 +277,15 @@ class KeyPool:
             return equals[self._turn % len(equals)]
         name = session.encode("utf-8", "surrogatepass")
         found = max(equals, key=lambda key: blake2b(name, key=key.digest, digest_size=8).digest())
+        self._sessions.pop(session, None)
         if len(self._sessions) >= _SESSIONS_MAX:
             self._sessions.popitem(last=False)
         self._sessions[session] = found.digest
-        self._sessions.move_to_end(session)
         return found
 
     def sweep(self, now: float) -> None:
         """Every tick: trials become due."""
-        if any(state.suspect for state in self._states.values()):
+        if self._troubled:
             self._judge(now)
 
     # --- for what becomes of them
@@ -373,3 +381,4 @@ class KeyPool:
         states = [(state, state.plain(now)) for state in self._states.values()]
         due = any(state.suspect and state.trial_from <= now for state, _ in states)
         self.healthy = self.selection == "primary" and bool(states) and states[0][1] and not due
+        self._troubled = not all(plain for _, plain in states)
