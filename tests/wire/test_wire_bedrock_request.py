@@ -266,6 +266,10 @@ def test_many_members_are_edited_as_one_after_the_other(
     assert json_edit.edit_members(document, {}) == document
 
 
+def test_of_a_repeated_member_the_last_one_is_set_as_that_one_counts() -> None:
+    assert json_edit.edit_members(b'{"a":1,"b":0,"a":2}', {"a": b"3"}) == b'{"a":1,"b":0,"a":3}'
+
+
 def test_a_value_that_is_no_json_and_a_document_that_is_no_object_are_not_edited() -> None:
     with pytest.raises(json_edit.JSONEditError, match="not JSON"):
         json_edit.edit_members(b"{}", {"a": b"{"})

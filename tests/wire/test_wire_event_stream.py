@@ -150,6 +150,14 @@ def test_lengths_that_cannot_be_are_refused_before_anything_is_held(total: int, 
     assert reader.held == 0
 
 
+def test_a_damaged_length_is_noticed_at_once_and_not_waited_for() -> None:
+    for place in range(8):
+        flipped = bytearray(CHUNK)
+        flipped[place] ^= 0x01
+        with pytest.raises(EventStreamError, match="prelude does not fit"):
+            EventStreamReader().feed(bytes(flipped[:12]))
+
+
 @pytest.mark.parametrize(
     ("block", "said"),
     [
