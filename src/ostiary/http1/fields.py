@@ -50,7 +50,11 @@ REQUEST_RULES: Final = (
     Rule("accept-encoding", "rewritten", "is narrowed to the codings that can be recorded"),
     Rule("x-ostiary-* x-coder-* coder-session-token", "provider", "is said to the gateway"),
     Rule("x-ai-bridge-actor*", "provider", "says who makes a call, which only the gateway may"),
-    Rule("anthropic-workspace-id", "provider", "chooses whose budget pays, which is for the owner of the key to say"),
+    Rule(
+        "anthropic-workspace-id",
+        "provider",
+        "chooses who pays within the provider's account, which is not the client's to say",
+    ),
     Rule("authorization x-api-key api-key cookie", "gateway_key", "holds a credential"),
 )
 
