@@ -46,6 +46,9 @@ _HELD: Final = 4
 _RELAY: Final = 5
 _DONE: Final = 6
 
+_ABOUT_THE_PERSON: Final = frozenset((401, 403, 429))
+"""What these statuses say when the credential was the person's own."""
+
 
 class UpstreamCall:
     """Implements `http1.interfaces.Consumer`. What a call does not have keeps the class's default.
@@ -291,19 +294,20 @@ class UpstreamCall:
         self._status = status = head.status
         if self._dump is not None:
             self._dump.response_head(b"\r\n".join((head.status_line, *head.lines, b"", b"")))
-        if status < 400:
-            if self._key_trial or self._breaker_trial:
-                self._end_key_trial("passed")
-                self._end_breaker_trial("passed")
-        elif self.key is not None and needs_body(status):
+        if status >= 400 and self.key is not None and needs_body(status):
             self._hold(head)
             return
-        elif status >= 500 and self._retries_5xx < self._worker.settings.retry_5xx and self._may_repeat():
-            self._retries_5xx += 1
-            self._state = _DISCARD
-            assert self._upstream is not None
-            self._upstream.discard()
-            return
+        if status >= 500:
+            if self._retries_5xx < self._worker.settings.retry_5xx and self._may_repeat():
+                self._retries_5xx += 1
+                self._state = _DISCARD
+                assert self._upstream is not None
+                self._upstream.discard()
+                return
+        elif self._key_trial or self._breaker_trial:
+            self._end_key_trial("passed")
+            if self._own is None or status not in _ABOUT_THE_PERSON:
+                self._end_breaker_trial("passed")
         self._relay(head)
 
     def _relay(self, head: ResponseHead) -> None:
@@ -498,7 +502,7 @@ class UpstreamCall:
             self._worker.metrics.breaker_opened(health.failed(self._breaker))
         elif failed is not None and health.breakers.tracked:
             health.succeeded(self._breaker)
-        if self.key is not None:
+        if self.key is not None and self.attempts:
             self._worker.metrics.keys_tried(self._provider.name, len(self.attempts))
 
     def _end_key_trial(self, outcome: TrialOutcome) -> None:
