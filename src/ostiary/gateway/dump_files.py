@@ -34,6 +34,7 @@ _NAMED_BY_US: Final = re.compile(r"([0-9]{1,16})-.+\.(?:req|resp|req_error)\.txt
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES: Final = 3
 _OLDEST_AT_ONCE: Final = 10_000
 _KEPT: Final = 7 / 8
 """What is left of the limit after a removal, so that it is not due again at once."""
@@ -91,33 +92,37 @@ class DumpFiles:
 
     def append(self, place: Place, kind: str, data: bytes, *, new: bool) -> None:
         """Add to a file, which is made when it is `new`. `FileNotFoundError`: it has been removed in the meantime."""
-        try:
-            self._append(place, kind, data, new=new)
-        except FileNotFoundError:
-            if not new:
-                raise
-            self._append(place, kind, data, new=True)  # another worker had removed the directory while it was empty
+        for left in reversed(range(_TRIES if new else 1)):
+            try:
+                self._append(place, kind, data, new=new)
+                break
+            except FileNotFoundError:
+                if not left:
+                    raise
+                self._make(place)  # its directory; another worker may remove an empty one at any moment
         self._written += len(data)
 
     def _append(self, place: Place, kind: str, data: bytes, *, new: bool) -> None:
-        with self._directory(place, make=new) as directory:
+        with self._directory(place.provider, place.model) as directory:
             fd = os.open(place.stem + kind, _MAKE if new else _APPEND, 0o600, dir_fd=directory)
             try:
                 _write_all(fd, data)
             finally:
                 os.close(fd)
 
+    def _make(self, place: Place) -> None:
+        self.prepare()
+        with self._directory() as base, suppress(FileExistsError):
+            os.mkdir(place.provider, 0o700, dir_fd=base)
+        with self._directory(place.provider) as provider, suppress(FileExistsError):
+            os.mkdir(place.model, 0o700, dir_fd=provider)
+
     @contextmanager
-    def _directory(self, place: Place, *, make: bool) -> Iterator[int]:
-        """A descriptor of the attempt's directory."""
-        if make:
-            self.prepare()
+    def _directory(self, *names: str) -> Iterator[int]:
+        """A descriptor of the directory that these names lead to from the base directory."""
         fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in (place.provider, place.model):
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, 0o700, dir_fd=fd)
+            for name in names:
                 fd, outer = os.open(name, _DIRECTORY, dir_fd=fd), fd
                 os.close(outer)
             yield fd
@@ -130,8 +135,7 @@ class DumpFiles:
         """Remove the oldest files until what is left is below the limit; gives how many. Another worker may be at it."""
         self._written = 0
         self.prepare()
-        base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with self._directory() as base:
             lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=base)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,8 +144,6 @@ class DumpFiles:
                 return 0
             finally:
                 os.close(lock)
-        finally:
-            os.close(base)
 
     def _remove_oldest(self, base: int) -> int:
         removed = 0

@@ -223,6 +223,10 @@ def laid_out(body: bytes) -> bytes | None:
 
 def _lays_out_small(body: bytes) -> bool:
     """Whether the spaces in front of all lines, which a request can drive to gigabytes, are no more than `_FORMAT_MAX`."""
+    brackets = body.count(b"[") + body.count(b"{")
+    tokens = 2 * brackets + body.count(b",")
+    if tokens <= _TOKENS_MAX and tokens * brackets * _INDENT <= _FORMAT_MAX:
+        return True  # even if each bracket opened within the one before it
     depth = spaces = 0
     for count, found in enumerate(_STRUCTURE.finditer(body)):
         char = body[found.start()]
