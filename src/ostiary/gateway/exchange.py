@@ -11,7 +11,7 @@ Rules
 """
 
 from hashlib import sha256
-from time import perf_counter_ns, time_ns
+from time import monotonic, perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -95,6 +95,7 @@ class Exchange:
     _format: Format | None = None
     """None: nothing is recorded."""
     _identity: Identity
+    _limited: bool = False
     _misplaced: frozenset[bytes] = frozenset()
     _no_memory: bool = False
     _notes: tuple[str, ...] = ()
@@ -186,6 +187,12 @@ class Exchange:
             self._own = own
         if head.minor == 0:
             return _HTTP_1_0
+        limits = worker.limits
+        if limits is not None:
+            refusal = limits.enter(self._identity.api_key_id, monotonic())
+            if refusal is not None:
+                return refusal
+            self._limited = True
         if route.kind != "metered" or head.method == b"POST":
             self._format = route.format
         if head.framing == LENGTH and not (route.upload and is_form(head.fields)):
@@ -400,6 +407,8 @@ class Exchange:
             reads_plain=self._splices_usage,
             prepared=prepared,
             lines_of_ours=signature,
+            actor=self.worker.actor,
+            identity=self._identity,
         )
 
     def dump(self, dumps: Dumps, number: int) -> DumpedAttempt:
@@ -573,6 +582,8 @@ class Exchange:
         self._state = _DONE
         self._release_body()
         worker = self.worker
+        if self._limited and worker.limits is not None:
+            worker.limits.leave()
         if self._pinged is not None:
             worker.pinged.discard(self._pinged)
         call, self._call = self._call, None  # the two would be garbage in a circle

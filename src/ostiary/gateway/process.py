@@ -18,6 +18,7 @@ from ostiary.http1.pool import client_tls_context
 from ostiary.http1.server import ClientConnection
 
 from .journal import Journal, JournalError
+from .limits import Limits, LimitsError
 from .link_channel import LinkChannel, link_socket
 from .worker import Worker
 
@@ -35,10 +36,17 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     settings = boot.settings
     journal_id = str(uuid.uuid4())
     try:
+        limits = Limits.open(
+            Path(settings.journal_dir).parent / "limits",
+            boot.worker,
+            boot.workers,
+            settings.max_concurrency,
+            settings.rate_limit,
+        )
         journal = Journal.open(Path(settings.journal_dir), settings, journal_id, time.monotonic)
         tls = client_tls_context(settings.ca_file)
         listener_tls = ServerTLS(settings.tls, settings.client_ca_file) if settings.tls is not None else None
-    except JournalError as error:
+    except (JournalError, LimitsError) as error:
         supervision.report(Fatal(str(error)))
         return 1
     except (OSError, ssl.SSLError) as error:
@@ -47,7 +55,7 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
         )
         return 1
     channel = LinkChannel(WorkerHello(boot.worker, journal_id, os.getpid()))
-    worker = Worker(settings, journal, tls, channel.send)
+    worker = Worker(settings, journal, tls, channel.send, limits)
     channel.worker = worker
     loop = asyncio.get_running_loop()
     connections = worker.connections

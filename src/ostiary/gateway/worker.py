@@ -33,8 +33,10 @@ from .decide import Admission, locate
 from .dump import Dumps
 from .exchange import Exchange
 from .front_door import NO_CERTIFICATE, RPC_PREFIX, FrontDoorExchange
+from .heads import ActorHeaders
 from .health import Health
 from .journal import Journal, JournalError
+from .limits import Limits
 from .metrics import GatewayMetrics
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target, split_path
@@ -69,7 +71,12 @@ class Worker:
     """Implements `http1.server.Application`. `send` gives a message to the link and says whether there is one."""
 
     def __init__(
-        self, settings: GatewaySettings, journal: Journal, tls: ssl.SSLContext, send: Callable[[WorkerMessage], bool]
+        self,
+        settings: GatewaySettings,
+        journal: Journal,
+        tls: ssl.SSLContext,
+        send: Callable[[WorkerMessage], bool],
+        limits: Limits | None = None,
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -82,6 +89,8 @@ class Worker:
         self.cutting = False
         self.authorizations = Authorizations(self._ask, time.monotonic, time.time, settings.auth_grace)
         self.health = Health(send, time.monotonic, time.time, _breaker_settings(settings))
+        self.limits = limits
+        self.actor = ActorHeaders(settings)
         self.dumps = (
             Dumps.open(settings.dump_dir, settings.dump_file_max_bytes, settings.dump_max_bytes)
             if settings.dump_dir
