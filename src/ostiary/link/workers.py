@@ -2,6 +2,8 @@
 
 Rules
 - One socket a worker index; a new one replaces the old. A worker is known by its index until it says which start it is.
+- A worker is told of the providers and of how keys and breakers fare before anything else, and then of each change but its
+  own.
 - The machine is ready when every worker it should have serves from a snapshot, and the control plane answers or did so
   within the grace. Workers are told on each change, and when they come.
 """
@@ -204,6 +206,8 @@ class Workers:
     def worker_connected(self, channel: Channel) -> None:
         if self._snapshot is not None:
             channel.send(self._snapshot)
+        # right behind it, before the worker serves
+        channel.share_all(self._board.reports())
         channel.send(self._state())
         self.tell_state()
 
@@ -224,7 +228,6 @@ class Workers:
                 self.tell_state()
             case WorkerHello():
                 self._greet(worker, message)
-                channel.share_all(self._board.reports())
             case KeyReport() | BreakerReport():
                 if self._board.take(message):
                     self._share(message, but=channel)

@@ -57,7 +57,7 @@ def _plain(message: Message) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     if isinstance(value, str):
         return _text(value)
-    # of what is here only lists hold anything, and those of messages only
+    # the only fields that repeat are messages
     return [_plain(one) for one in value] if isinstance(value, Sequence) else value
 
 
