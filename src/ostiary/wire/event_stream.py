@@ -47,7 +47,7 @@ class EventStreamError(ValueError):
 
 
 class Message(NamedTuple):
-    headers: dict[str, Value]
+    headers: Mapping[str, Value]
     payload: bytes
 
     def text(self, name: str) -> str:
@@ -59,13 +59,16 @@ class Message(NamedTuple):
 class EventStreamReader:
     """Takes a stream torn anywhere and gives its messages."""
 
-    __slots__ = ("_broken", "_held", "_wanted")
+    __slots__ = ("_block", "_broken", "_headers", "_held", "_wanted")
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._wanted = _PRELUDE.size
         """Bytes from the start of what is held until there is something to read."""
         self._broken = ""
+        self._block = b""
+        self._headers: Mapping[str, Value] = {}
+        """Of the last message; those of the next one are mostly the same bytes."""
 
     @property
     def held(self) -> int:
@@ -89,7 +92,7 @@ class EventStreamReader:
                     self._wanted = _total_length(held, start)
                     continue
                 end = start + self._wanted
-                messages.append(_message(bytes(memoryview(held)[start:end])))
+                messages.append(self._message(bytes(memoryview(held)[start:end])))
                 start, self._wanted = end, _PRELUDE.size
         except EventStreamError as error:
             self._broken = str(error)
@@ -108,6 +111,17 @@ class EventStreamReader:
         if self._held:
             known = f" of {self._wanted}" if self._wanted > _PRELUDE.size else ""
             raise EventStreamError(f"the stream ends within a message, after {len(self._held)}{known} of its bytes")
+
+    def _message(self, frame: bytes) -> Message:
+        body = memoryview(frame)[: -_CRC.size]
+        if crc32(body) != _CRC.unpack_from(frame, len(body))[0]:
+            raise EventStreamError("a message does not fit its checksum")
+        begin = _PRELUDE.size + _LENGTHS.unpack_from(frame)[1]
+        block = frame[_PRELUDE.size : begin]
+        if block != self._block:
+            self._headers = _headers(block)
+            self._block = block
+        return Message(self._headers, frame[begin : len(body)])
 
 
 def encode(headers: Mapping[str, Value], payload: bytes) -> bytes:
@@ -134,21 +148,16 @@ def _total_length(held: bytearray, at: int) -> int:
     return int(total)
 
 
-def _message(frame: bytes) -> Message:
-    body = memoryview(frame)[: -_CRC.size]
-    if crc32(body) != _CRC.unpack_from(frame, len(body))[0]:
-        raise EventStreamError("a message does not fit its checksum")
-    begin = _PRELUDE.size + _LENGTHS.unpack_from(frame)[1]
+def _headers(block: bytes) -> Mapping[str, Value]:
     try:
-        headers = _headers(frame[_PRELUDE.size : begin])
+        return _read_headers(block)
     except (struct.error, IndexError, OverflowError) as exc:
         raise EventStreamError("a message's headers end within a header, or hold what cannot be") from exc
     except UnicodeDecodeError as exc:
         raise EventStreamError("a message has a header that is not UTF-8") from exc
-    return Message(headers, frame[begin : len(body)])
 
 
-def _headers(block: bytes) -> dict[str, Value]:
+def _read_headers(block: bytes) -> dict[str, Value]:
     headers: dict[str, Value] = {}
     at = 0
     while at < len(block):
