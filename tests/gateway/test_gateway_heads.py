@@ -74,6 +74,12 @@ def test_no_user_agent_is_made_up() -> None:
     assert sent().lines == [OURS[0], KEY, OURS[1]]
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["gateway's key", "own key"])
+def test_what_connection_names_is_dropped_too(own: bool) -> None:
+    lines = sent(b"Connection: keep-alive, X-Hop", b"X-Hop: 1", b"X-Stays: 1", own=own).lines
+    assert lines == [OURS[0], b"X-Stays: 1", *([] if own else [KEY]), OURS[1]]
+
+
 NAMES = [(rule, name) for rule in REQUEST_RULES for name in rule.names.split()]
 UNUSUAL = {"transfer-encoding": b"chunked", "expect": b"100-continue", "upgrade": b"h2c"}
 

@@ -158,6 +158,38 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Limits.open(tmp_path / "pipe", 0, 1, 0, 1)
 
 
+RACES = """
+import sys
+from pathlib import Path
+from ostiary.gateway.limits import Limits
+limits = Limits.open(Path(sys.argv[1]), int(sys.argv[2]), 4, 2000, 1000)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(limits.enter("a", 7.0) is None for _ in range(3000)))
+"""
+
+
+def test_real_processes_that_race_let_in_hardly_more_than_allowed(tmp_path: Path) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACES, str(tmp_path / "limits"), str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for worker in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    admitted = sum(int(racer.communicate()[0]) for racer in racers)
+    assert 1000 <= admitted <= 1003
+
+
 HOLDS = """
 import sys
 from pathlib import Path
