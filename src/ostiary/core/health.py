@@ -5,8 +5,9 @@ Rules
   two that cool the same, the later deadline holds. A suspicion or an open breaker is younger or older than a recovery:
   the younger of the two holds, whichever comes last (`refused_at`, `opened_at`).
 - Deadlines are readings of CLOCK_MONOTONIC, which all processes of a machine share: a changed clock moves none of them.
-- What has served its time is not used again at once: somebody has to try it first. The link grants that to one worker for
-  a key, to as many requests as `limit` says for a breaker; a worker without a link grants it to itself.
+- A key that has cooled is simply used. One that was suspect, or what a breaker has kept shut, is tried by somebody first:
+  the link grants that to one request for a key, to as many as `limit` says for a breaker; a worker without a link grants
+  it to itself.
 """
 
 from typing import Final, Literal

@@ -7,6 +7,10 @@
 `routes`          which path is what; pure
 `providers/`      what is particular to each kind of provider
 `snapshot`        the set of providers that a request is served from
+`keypool`         a provider's keys and which of them a request gets; pure
+`key_verdict`     what a provider's answer says of the key; pure
+`breaker`         circuit breakers; pure
+`health`          pools, breakers and trials of a worker, and what it tells the others of them
 `authorizations`  who a token is: cache and pending questions
 `refusals`        answers of our own, in the provider's error shape; pure
 `heads`           the heads that go out, to the upstream and to the client; pure
