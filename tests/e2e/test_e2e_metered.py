@@ -269,7 +269,7 @@ def test_openais_client_on_azure(azure: str, person: Person, sent: Any) -> None:
 def test_azures_client_on_azure(azure: str, person: Person, sent: Any) -> None:
     with openai.AzureOpenAI(
         azure_endpoint=f"{person.server.url}{DATA_PLANE}/{azure}",
-        azure_ad_token=person.token,
+        api_key=person.token,
         api_version="2025-04-01-preview",
         max_retries=0,
     ) as client:

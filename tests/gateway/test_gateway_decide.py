@@ -34,6 +34,8 @@ SNAPSHOT = build_snapshot(
         ({b"authorization": b"Bearer ost_a"}, b"ost_a", False),
         ({b"authorization": b"bearer  ost_a "}, b"ost_a", False),
         ({b"x-api-key": b"ost_a"}, b"ost_a", False),
+        ({b"api-key": b"ost_a"}, b"ost_a", False),
+        ({b"x-api-key": b"ost_a", b"api-key": b"other"}, b"ost_a", False),
         ({b"authorization": b"Bearer ost_a", b"x-api-key": b"other"}, b"ost_a", False),
         ({b"x-ostiary-token": b"ost_a", b"x-api-key": b"sk-own"}, b"ost_a", True),
         ({b"x-coder-ai-governance-token": b"ost_a", b"authorization": b"Bearer sk-own"}, b"ost_a", True),

@@ -35,14 +35,15 @@ class Presented(Struct, frozen=True):
 
 
 def credential_of(fields: dict[bytes, bytes]) -> Presented | None:
-    """`X-Ostiary-Token` (or its alias), whose presence means BYOK, then `Authorization: Bearer`, then `X-Api-Key`."""
+    """`X-Ostiary-Token` (or its alias), whose presence means BYOK, then `Authorization: Bearer`, `X-Api-Key`, and
+    `Api-Key`, where Azure's clients put it."""
     token = fields.get(b"x-ostiary-token") or fields.get(b"x-coder-ai-governance-token")
     if token:
         return Presented(token, byok=True)
     bearer = _bearer(fields)
     if bearer:
         return Presented(bearer, byok=False)
-    key = fields.get(b"x-api-key")
+    key = fields.get(b"x-api-key") or fields.get(b"api-key")
     return Presented(key, byok=False) if key else None
 
 

@@ -23,12 +23,13 @@ def is_form(fields: dict[bytes, bytes]) -> bool:
 class Upload:
     """`length` of the whole body; None: it comes in chunks."""
 
-    __slots__ = ("_beginning", "_chunked", "_content_type", "ended", "length", "model", "sent", "started")
+    __slots__ = ("_beginning", "_chunked", "_content_type", "_look_at", "ended", "length", "model", "sent", "started")
 
     def __init__(self, head: RequestHead) -> None:
         self._content_type = head.fields.get(b"content-type", b"")
         self._chunked = head.framing == CHUNKED
         self._beginning = bytearray()
+        self._look_at = 0
         self.length = None if self._chunked else head.content_length if head.framing == LENGTH else 0
         self.model = ""
         self.started = False
@@ -41,12 +42,14 @@ class Upload:
         """More of the body. Whether enough has come to begin; asked until `started`."""
         self._beginning += data
         self.ended = last
-        if self.started:
+        size = len(self._beginning)
+        if self.started or (size < self._look_at and not last):
             return False
+        self._look_at = min(2 * size, LOOK_MAX)  # not again for every few bytes
         model = form_model(bytes(self._beginning[:LOOK_MAX]), self._content_type)
         if model is not None:
             self.model = model
-        return model is not None or last or len(self._beginning) >= LOOK_MAX
+        return model is not None or last or size >= LOOK_MAX
 
     def beginning(self) -> bytes:
         """What was kept, framed."""

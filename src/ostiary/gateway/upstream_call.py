@@ -73,6 +73,7 @@ class UpstreamCall:
     _held: HeldAnswer | None = None
     _held_timer: asyncio.TimerHandle | None = None
     _key_trial: bool = False
+    _marked: tuple[tuple[str, str], ...] = ()
     _model: str = ""
     _needs_trial: bool = False
     _noted: bool = False
@@ -123,7 +124,7 @@ class UpstreamCall:
         """The next key that may be used and was not tried yet."""
         model = self._model or self._exchange.admission.route.label
         choice = pool.choose(model, time.monotonic(), self._session, self._tried, try_suspects=self.replayable)
-        self.passed_over += choice.passed_over
+        self.passed_over = self._marked + choice.passed_over
         if isinstance(choice, Exhausted):
             self.exhausted = True
             self._worker.metrics.keys_exhausted(self._provider.name, choice.kind)
@@ -446,6 +447,7 @@ class UpstreamCall:
         model = self._model or self._exchange.admission.route.label
         reports = self._worker.health.mark(self._provider.name, key, found, model)
         self._worker.metrics.keys_changed(reports)
+        self._marked += ((key.hint, found.kind),)
         self._end_key_trial("failed" if found.kind == "refused" else "passed")
         return True
 
