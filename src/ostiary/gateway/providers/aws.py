@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from ostiary.core.providers import BedrockSettings
 from ostiary.core.secret import Secret, mask
@@ -28,6 +28,8 @@ from .adapter import AdapterError
 
 if TYPE_CHECKING:
     from botocore.session import Session
+
+T = TypeVar("T")
 
 SESSION_NAME: Final = "ostiary"
 """Of assumed roles; it stands in AWS's own audit log."""
@@ -127,22 +129,10 @@ class BotocoreSource:
         return Credentials(self._settings.access_key.reveal(), self._settings.access_key_secret, Secret(""), region)
 
     def _assume(self, session: "Session", base: Credentials) -> Credentials:
-        from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
         role, external_id = self._settings.role_arn, self._settings.external_id
-        client: Any = session.create_client(
-            "sts",
-            region_name=base.region,
-            aws_access_key_id=base.access_key,
-            aws_secret_access_key=base.secret_key.reveal(),
-            aws_session_token=base.token.reveal() or None,
-            config=Config(
-                connect_timeout=_CONNECT_SECONDS,
-                read_timeout=_READ_SECONDS,
-                retries={"total_max_attempts": 2, "mode": "standard"},
-            ),
-        )
+        client = client_of(session, "sts", base)
         external = {"ExternalId": external_id} if external_id else {}
         try:
             answer = client.assume_role(RoleArn=role, RoleSessionName=SESSION_NAME, **external)
@@ -170,7 +160,7 @@ class Identity:
         self._fetched_at = 0.0
         self._error: CredentialsError | None = None
         self._failed_at = 0.0
-        self._pending: asyncio.Future[None] | None = None
+        self._pending: asyncio.Future[Credentials] | None = None
         self._began_at = 0.0
 
     @property
@@ -217,7 +207,7 @@ class Identity:
 
     def _is_pending(self, now: float) -> bool:
         pending = self._pending
-        if pending is None or pending.done() or pending.get_loop() is not asyncio.get_running_loop():
+        if pending is None or pending.get_loop() is not asyncio.get_running_loop():
             return False
         return now - self._began_at < ABANDON_SECONDS
 
@@ -231,34 +221,19 @@ class Identity:
             self._fail(CredentialsError(503, f"AWS credentials were not there within {WAIT_SECONDS:.0f} s."))
 
     def _fetch(self, now: float) -> None:
-        loop = asyncio.get_running_loop()
-        pending = self._pending = loop.create_future()
+        pending = self._pending = in_thread(self._source.fetch)
         self._began_at = now
+        pending.add_done_callback(self._fetched)
 
-        def settle(outcome: Credentials | CredentialsError) -> None:
-            if pending is not self._pending:
-                return
-            pending.set_result(None)
-            if isinstance(outcome, CredentialsError):
-                self._fail(outcome)
-            else:
-                self._current, self._fetched_at, self._error = outcome, self._clock(), None
-
-        def run() -> None:
-            outcome: Credentials | CredentialsError
-            try:
-                outcome = self._source.fetch()
-            except CredentialsError as error:
-                outcome = error
-            except Exception as exc:  # noqa: BLE001 - botocore's plugins and helpers raise anything
-                outcome = _lookup_error(exc)
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(settle, outcome)
-
-        try:
-            Thread(target=run, name="aws-credentials", daemon=True).start()
-        except RuntimeError as exc:
-            settle(CredentialsError(503, f"AWS credentials could not be fetched: {exc}. Try again."))
+    def _fetched(self, pending: "asyncio.Future[Credentials]") -> None:
+        exc = pending.exception()
+        if pending is not self._pending:
+            return
+        self._pending = None
+        if exc is None:
+            self._current, self._fetched_at, self._error = pending.result(), self._clock(), None
+        else:
+            self._fail(exc if isinstance(exc, CredentialsError) else _lookup_error(exc))
 
     def _fail(self, error: CredentialsError) -> None:
         self._error = error
@@ -287,6 +262,51 @@ class Identities:
 
 
 SHARED: Final = Identities()
+
+
+def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
+    """What `work` gives or raises, in a daemon thread of its own: it may hang."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, exc: Exception | None) -> None:
+        if exc is None:
+            future.set_result(cast(T, result))
+        else:
+            future.set_exception(exc)
+
+    def run() -> None:
+        result, raised = None, None
+        try:
+            result = work()
+        except Exception as exc:  # noqa: BLE001 - botocore's plugins and helpers raise anything
+            raised = exc
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, raised)
+
+    try:
+        Thread(target=run, name="aws", daemon=True).start()
+    except RuntimeError as exc:
+        loop.call_soon(settle, None, exc)
+    return future
+
+
+def client_of(session: "Session", service: str, credentials: Credentials) -> Any:
+    """A client of botocore's, of which the type is known at run time only. Its calls are bounded."""
+    from botocore.config import Config
+
+    return session.create_client(
+        service,
+        region_name=credentials.region,
+        aws_access_key_id=credentials.access_key,
+        aws_secret_access_key=credentials.secret_key.reveal(),
+        aws_session_token=credentials.token.reveal() or None,
+        config=Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            retries={"total_max_attempts": 2, "mode": "standard"},
+        ),
+    )
 
 
 async def signature(
@@ -367,13 +387,13 @@ def _role_error(exc: Exception, role: str, base: Credentials) -> CredentialsErro
     return CredentialsError(502, f"The role {role} could not be assumed: {_told(exc)}.")
 
 
-def _lookup_error(exc: Exception) -> CredentialsError:
+def _lookup_error(exc: BaseException) -> CredentialsError:
     return CredentialsError(
         503, f"AWS credentials could not be read: {_told(exc)}. Check AWS's configuration on this machine."
     )
 
 
-def _told(exc: Exception) -> str:
+def _told(exc: BaseException) -> str:
     """What botocore says; what others say may hold anything."""
     from botocore.exceptions import BotoCoreError
 
