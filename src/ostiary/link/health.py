@@ -120,7 +120,7 @@ class Board:
     def reports(self) -> list[Report]:
         """All that holds, for a worker that has been told nothing or not everything. Also what has recovered."""
         self.changes()
-        keys = (report for (name, digest), key in self._keys.items() for report in key.reports(name, digest))
+        keys = (report for key in self._keys.values() for report in key.reports())
         breakers = (one.report for one in self._breakers.values() if one.report is not None)
         return [*keys, *breakers]
 

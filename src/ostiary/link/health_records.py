@@ -107,8 +107,7 @@ class KeyRecord:
         self._suspicion: _Held | None = None
         self._timeline: deque[Transition] = deque(maxlen=TIMELINE)
         self._usable_since = 0
-        self._recovered_at = 0.0
-        """Monotonic."""
+        self._recovery: KeyReport | None = None
 
     def take(self, report: KeyReport, at: int, until: int) -> bool:
         """Whether that is news."""
@@ -142,13 +141,12 @@ class KeyRecord:
     def standing(self) -> Standing:
         return Standing("suspect", self._suspicion.report.until) if self._suspicion is not None else SOUND
 
-    def reports(self, provider: str, digest: bytes) -> Iterator[KeyReport]:
+    def reports(self) -> Iterator[KeyReport]:
         """All that a worker must know which knows nothing, or what held some time ago."""
         if self._suspicion is not None:
             yield self._suspicion.report
-        elif self._recovered_at:
-            at = float(self._usable_since)
-            yield KeyReport(provider, digest, "usable", "recovered", until=self._recovered_at, at=at)
+        elif self._recovery is not None:
+            yield self._recovery
         for held in self._cooling.values():
             yield held.report
 
@@ -170,7 +168,7 @@ class KeyRecord:
         return True
 
     def _suspect(self, report: KeyReport, at: int, until: int) -> bool:
-        if refused_at(report) + _SAME_TIME < self._recovered_at:
+        if self._recovery is not None and _recovered_since(report, self._recovery):
             return False
         before = self._suspicion
         if before is not None and _age(report) <= _age(before.report):
@@ -182,11 +180,10 @@ class KeyRecord:
 
     def _recover(self, report: KeyReport, at: int) -> bool:
         """News also when it was not suspect here: another worker may think so."""
-        if report.until <= self._recovered_at:
+        if self._recovery is not None and report.until <= self._recovery.until:
             return False
-        self._recovered_at = report.until
-        suspicion = self._suspicion
-        if suspicion is not None and refused_at(suspicion.report) + _SAME_TIME < report.until:
+        self._recovery = report
+        if self._suspicion is not None and _recovered_since(self._suspicion.report, report):
             self._suspicion = None
             self._usable_since = max(self._usable_since, at)
             self._note(report, at, 0, amend=False)
@@ -258,6 +255,10 @@ class BreakerRecord:
         else:
             since, until = (opened.at, opened.until) if state == "open" else (opened.until, 0)
         return BreakerHealth(provider, route, model, state, until, since)
+
+
+def _recovered_since(refusal: KeyReport, recovery: KeyReport) -> bool:
+    return refused_at(refusal) + _SAME_TIME < recovery.until
 
 
 def _age(report: KeyReport) -> tuple[float, float, int]:
