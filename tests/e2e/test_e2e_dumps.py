@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Person
 from tests.support.fake_provider import FakeProvider
-from tests.support.raw_http import Answer, ask
+from tests.support.raw_http import Answer, ask, header_in
 from tests.support.server import PROVIDER_KEY, Server, StartServer, eventually, open_directory
 
 MASKED_KEY = f"{PROVIDER_KEY[:4]}...{PROVIDER_KEY[-4:]}".encode()
@@ -135,6 +135,29 @@ def test_a_compressed_stream_is_dumped_as_text(dumper: Person) -> None:
     assert fields_of(response)["x-ostiary-dump"] == "the body is stored without its content coding"
 
 
+def _ending(directory: Path, end: bytes) -> list[Path]:
+    return [path for path in directory.rglob("*.txt") if path.read_bytes().endswith(end)]
+
+
+def test_passthrough_is_named_by_its_path(dumper: Person) -> None:
+    secret = "0123456789-a-secret-of-the-query"
+    path = f"{DATA_PLANE}/anthropic/v1/models?limit=7&api_key={secret}"
+    answer = ask(dumper.server.port, "GET", path, dumper.bearer)
+    assert answer.status == 200
+    request_id = answer.header("x-ostiary-request-id")
+    assert request_id is not None
+    directory = directory_of(dumper) / "anthropic" / "passthrough"
+    (response,) = eventually(lambda: _ending(directory, answer.body), what="the dump of the answer")
+    names = sorted(path.name for path in directory.iterdir())
+    assert names[1] == response.name
+    for name, kind in zip(names, ("req", "resp"), strict=True):
+        assert re.fullmatch(rf"\d{{13}}-v1-models-{request_id[-4:]}\.{kind}\.txt", name)
+    request = (directory / names[0]).read_bytes()
+    assert request.startswith(b"GET /v1/models?limit=7&api_key=0123...uery HTTP/1.1\r\n")
+    assert fields_of(request)["x-api-key"] == MASKED_KEY.decode()
+    assert body_of(response.read_bytes()) == answer.body
+
+
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_an_upload_is_dumped_as_it_streamed_by(dumper: Person, framing: str) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-test\r\n--b\r\n'
@@ -169,6 +192,38 @@ def test_every_key_that_is_tried_has_a_pair_of_its_own(dumper: Person) -> None:
         assert response.startswith(b"HTTP/1.1 " + status + b" ")
         assert body_of(response)
     assert body_of(files["many/test-model/-3.resp.txt"]) == answer.body
+
+
+def test_an_answer_that_nobody_saw_is_in_its_dump(dumper: Person, fake: FakeProvider) -> None:
+    failing = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 8\r\n\r\na hiccup"
+    fake.replay("/v1/chat/completions", model="failing-once", raw=failing, times=1)
+    answer = dumper.call(CHAT.path(), CHAT.body(model="failing-once"))
+    assert answer.status == 200
+    files = files_of(dumper, answer.interception_id, 4, answer.body)
+    assert body_of(files["openai/failing-once/-1.resp.txt"]) == b"a hiccup"
+    assert body_of(files["openai/failing-once/-2.resp.txt"]) == answer.body
+
+
+def test_an_answer_that_its_client_did_not_wait_for_says_so(dumper: Person) -> None:
+    with dumper.connect() as connection:
+        body = MESSAGES.body("leaving " * 50, stream=True, model="fake-hang-body")
+        connection.request("POST", f"{DATA_PLANE}{MESSAGES.path()}", dumper.bearer, body)
+        data = b""
+        while b"content_block_delta" not in data:
+            data += connection.read_some()
+    id_ = header_in(data, "x-ostiary-interception-id")
+    files = files_of(dumper, id_, 2, b"\n\n[ostiary: cut here: nobody waited for the rest]\n")
+    assert b"content_block_delta" in files["anthropic/fake-hang-body/-1.resp.txt"]
+
+
+def test_an_unreachable_provider_leaves_the_reason_beside_the_request(dumper: Person) -> None:
+    answer = dumper.call("/dead/v1/chat/completions", CHAT.body("into the void"))
+    assert answer.status == 502
+    attempts = len(dumper.server.interception(answer.interception_id)["trace"]["attempts"])
+    files = files_of(dumper, answer.interception_id, 2 * attempts, b'into the void"\n    }\n  ]\n}')
+    for number in range(1, attempts + 1):
+        assert b"into the void" in files[f"dead/test-model/-{number}.req.txt"]
+        assert b"cannot connect to 127.0.0.1" in files[f"dead/test-model/-{number}.req_error.txt"]
 
 
 @pytest.mark.parametrize("api", APIS)

@@ -226,7 +226,8 @@ class Exchange:
             self._refuse(_BODY_MEMORY)
             return
         limit = self.worker.settings.body_max_bytes
-        self._refuse(Refusal(413, "body_too_large", f"The request body is larger than {limit // 1024**2} MiB."))
+        size = f"{limit // 1024**2} MiB" if limit % 1024**2 == 0 else f"{limit:,} bytes"
+        self._refuse(Refusal(413, "body_too_large", f"The request body is larger than {size} (body_max_bytes)."))
 
     def request_piece(self, data: bytes, *, last: bool) -> None:
         upload = self._upload
@@ -414,7 +415,7 @@ class Exchange:
     def dump(self, dumps: Dumps, number: int) -> DumpedAttempt:
         """Where the next attempt is dumped."""
         model = self._record.start.model if self._record is not None else None
-        path = self.head.path.decode("latin-1")
+        path = self._target.rest.decode("latin-1")
         name = self.admission.provider.name
         return dumps.attempt(name, model, path, self.id, number, time_ns() // 1_000_000)
 

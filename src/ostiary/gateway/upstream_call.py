@@ -46,6 +46,8 @@ _HELD: Final = 4
 _RELAY: Final = 5
 _DONE: Final = 6
 
+_MODEL_MAX: Final = 256
+"""Characters of a model's name by which breaker and pool know it."""
 _ABOUT_THE_PERSON: Final = frozenset((401, 403, 429))
 """What these statuses say when the credential was the person's own."""
 
@@ -95,7 +97,7 @@ class UpstreamCall:
         self._worker = exchange.worker
         self._provider = exchange.admission.provider
         self._own = own
-        self._model = model
+        self._model = model if len(model) <= _MODEL_MAX else model[:_MODEL_MAX]
         self._session = session
 
     # --- with which credential
@@ -280,6 +282,8 @@ class UpstreamCall:
         self._pending = None
         if self._state == _CONNECT:
             self._sent_ns = perf_counter_ns()
+            if self._worker.dumps is not None:
+                self._dump_request()
             self._failed(error, 0)
             self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
 
@@ -303,7 +307,10 @@ class UpstreamCall:
                 self._retries_5xx += 1
                 self._state = _DISCARD
                 assert self._upstream is not None
-                self._upstream.discard()
+                if self._dump is None:
+                    self._upstream.discard()
+                else:
+                    self._upstream.relay(b"", _nowhere, self._dump.response)
                 return
         elif self._key_trial or self._breaker_trial:
             self._end_key_trial("passed")
@@ -353,8 +360,7 @@ class UpstreamCall:
 
     def response_done(self) -> None:
         self._upstream = None
-        if self._dump is not None:
-            self._dump.close()
+        dump = self._dump  # of this attempt: what follows may begin another one
         state = self._state
         if state == _HELD:
             self._look_at_held()
@@ -363,6 +369,8 @@ class UpstreamCall:
             self._repeat()
         else:
             self._complete()
+        if dump is not None:
+            dump.close()
 
     def _complete(self) -> None:
         if self._changed is not None:
@@ -490,7 +498,7 @@ class UpstreamCall:
         if upstream is not None:
             upstream.abort()
         if self._dump is not None:
-            self._dump.close()
+            self._dump.close("nobody waited for the rest")
 
     def settled(self, *, failed: bool | None) -> None:
         """The exchange has ended: whether the upstream failed in it; None when that cannot be said."""

@@ -101,7 +101,7 @@ class Worker:
         times = _ServerTimes(settings)
         shortest = min(settings.head_timeout, settings.idle_timeout, times.head_timeout, times.body_timeout)
         self.tick = min(_TICK_MAX, shortest / 4)
-        self.connections = Connections(self, times, self.tick)
+        self.connections = Connections(self, times, self.tick, settings.head_max_bytes)
         self.pool = Pool(settings, tls, tick=self.tick, egress_allow=parse_networks(settings.egress_allow))
         self._control: Origin | None = split_base_url(settings.control_url)[0] if settings.control_url else None
         self._located: dict[bytes, tuple[Target, Admission]] = {}
