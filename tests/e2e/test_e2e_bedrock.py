@@ -81,6 +81,7 @@ def model_of(provider: str) -> str:
 def aws() -> Iterator[Aws]:
     variables = {
         "AWS_ENDPOINT_URL_STS": "{url}",
+        "AWS_ENDPOINT_URL_BEDROCK": "{url}",
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": "{url}",
         "AWS_EC2_METADATA_DISABLED": "false",
         "AWS_CONFIG_FILE": "/dev/null",
@@ -227,6 +228,12 @@ def test_mantle_serves_openais_formats_too(aws: Aws, model: str, route: str, str
     assert (record["outcome"], record["model"], record["provider"]) == ("completed", model, "anthropic")
 
 
+def test_mantles_models_are_listed_by_a_signed_call(aws: Aws) -> None:
+    answer = ask(aws.server.port, "GET", f"{DATA_PLANE}/mantle/v1/models", aws.person.bearer)
+    assert answer.status == 200, answer.body
+    assert answer.json()["data"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_anthropic_row_a_role_and_the_chain_serve_as_well(aws: Aws, stream: bool) -> None:
     for provider, hint in (("as-anthropic", "AKIA"), ("role", "ASIA"), ("chain", "ASIA")):
@@ -241,6 +248,20 @@ def test_a_reload_does_not_drop_the_roles_credentials(aws: Aws) -> None:
     _, after = aws.create("role")
     assert after["revision"] > before["revision"]
     assert after["credential_hint"] == before["credential_hint"]
+
+
+def test_an_application_inference_profile_is_recorded_as_the_model_behind_it(aws: Aws) -> None:
+    arn = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/e2e"
+    told = aws.fake.client.post("/fake/aws/profiles", json={"arn": arn, "model": "anthropic.claude-opus-4-7"})
+    assert told.status_code == 200
+    aws.add("profile", INVOKE | STATIC | {"model": arn}, aws.fake.url)
+
+    def recorded() -> bool:
+        _, record = aws.create("profile", thinking={"type": "enabled", "budget_tokens": 2000})
+        assert record["outcome"] == "completed"
+        return bool(record["model"] == "anthropic.claude-opus-4-7")
+
+    eventually(recorded, what="the profile's model")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ GET    /fake/behaviour · PUT /fake/behaviour {"control": C}      for requests t
 GET    /fake/aws · DELETE /fake/aws               who may sign; as at the start
 POST   /fake/aws/keys   {"access_key": K, "secret_key": S}       an empty secret takes K back
 POST   /fake/aws/roles  {"arn": A, "external_id": E, "seconds": N}
+POST   /fake/aws/profiles {"arn": A, "model": M}
 PUT    /fake/aws/metadata {"enabled": B, "role": R, "seconds": N, "region": R}
 GET    /fake/ready
 """
@@ -23,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from . import replay
-from .aws_identity import Metadata, Role
+from .aws_identity import Metadata, Profile, Role
 from .behaviour import PLAIN, behaviour
 from .delivery import Client, Reply, Script, script
 from .keys import KeyRule
@@ -73,6 +74,7 @@ class AdminPaths:
             ("DELETE", "/fake/aws"): lambda _query, _body: provider.aws.identities.clear(),
             ("POST", "/fake/aws/keys"): self._set_aws_key,
             ("POST", "/fake/aws/roles"): self._set_role,
+            ("POST", "/fake/aws/profiles"): self._set_profile,
             ("PUT", "/fake/aws/metadata"): self._set_metadata,
             ("GET", "/fake/ready"): lambda _query, _body: {"ready": True},
         }
@@ -118,6 +120,9 @@ class AdminPaths:
 
     def _set_role(self, _query: dict[str, str], body: bytes) -> None:
         self._provider.aws.identities.set_role(msgspec.json.decode(body, type=Role))
+
+    def _set_profile(self, _query: dict[str, str], body: bytes) -> None:
+        self._provider.aws.identities.set_profile(msgspec.json.decode(body, type=Profile))
 
     def _set_metadata(self, _query: dict[str, str], body: bytes) -> None:
         self._provider.aws.identities.metadata = msgspec.json.decode(body, type=Metadata)

@@ -2,6 +2,7 @@
 
     POST /model/{id}/invoke[-with-response-stream]             bedrock-runtime; service `bedrock`
     POST /anthropic/v1/… /openai/v1/… and signed ones of /v1/… bedrock-mantle, as the provider answers without the prefix
+    GET  /inference-profiles/{arn}                             GetInferenceProfile
     POST /                                                     STS: AssumeRole
     /latest/…                                                  the metadata service of an instance
 
@@ -11,6 +12,7 @@ Rules
 """
 
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -21,6 +23,7 @@ from .behaviour import PLAIN, Behaviour, ControlError, behaviour, model_control
 from .delivery import Reply
 from .keys import Keys
 
+_PROFILES = "/inference-profiles/"
 _MANTLE = ("/anthropic", "/openai")
 _BELOW = (("anthropic.", "/anthropic"), ("openai.", "/openai"))
 
@@ -73,6 +76,9 @@ class FakeAws:
                 return self.identities.instance_metadata(request.method, path, fields), PLAIN
             if path == "/":
                 return self._sts(request, body), PLAIN
+            if path.startswith(_PROFILES):
+                self._authenticate(request, body, "bedrock")
+                return self.identities.inference_profile(unquote(path.removeprefix(_PROFILES))), PLAIN
             if not path.startswith("/model/"):
                 self._authenticate(request, body, "bedrock-mantle")
                 return _mantle_path(path, body)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
+import msgspec
 from msgspec import Struct
 
 from .aws_signature import AwsError, AwsKey
@@ -51,11 +52,19 @@ class Metadata(Struct, forbid_unknown_fields=True):
     region: str = "us-east-1"
 
 
+class Profile(Struct, forbid_unknown_fields=True):
+    """An application inference profile and the model that it leads to."""
+
+    arn: str
+    model: str
+
+
 class AwsIdentities:
     def __init__(self) -> None:
         self._keys: dict[str, AwsKey] = {}
         self._issued: dict[str, AwsKey] = {}
         self._roles: dict[str, Role] = {}
+        self._profiles: dict[str, Profile] = {}
         self._metadata_token = secrets.token_urlsafe(24)
         self.metadata = Metadata()
         self.clear()
@@ -64,6 +73,7 @@ class AwsIdentities:
         """As at the start: one key, one role, an instance; nothing handed out."""
         self._keys = {ACCESS_KEY: AwsKey(SECRET_KEY)}
         self._issued = {}
+        self._profiles = {}
         self._roles = {ROLE: Role()}
         self.metadata = Metadata()
 
@@ -78,6 +88,25 @@ class AwsIdentities:
     def set_role(self, role: Role) -> None:
         self._roles[role.arn] = role
 
+    def set_profile(self, profile: Profile) -> None:
+        self._profiles[profile.arn] = profile
+
+    def inference_profile(self, arn: str) -> Reply:
+        """What `GetInferenceProfile` answers. Raises `AwsError`."""
+        profile = self._profiles.get(arn)
+        if profile is None:
+            raise AwsError(404, "ResourceNotFoundException", "The requested inference profile does not exist.")
+        models = [{"modelArn": f"arn:aws:bedrock:us-east-1::foundation-model/{profile.model}"}]
+        answer = {
+            "inferenceProfileArn": arn,
+            "inferenceProfileId": arn.rpartition("/")[2],
+            "inferenceProfileName": "fake",
+            "models": models,
+            "status": "ACTIVE",
+            "type": "APPLICATION",
+        }
+        return Reply(200, (("content-type", "application/json"),), (msgspec.json.encode(answer),))
+
     def key_of(self, access_key: str) -> AwsKey | None:
         return self._keys.get(access_key) or self._issued.get(access_key)
 
@@ -87,6 +116,7 @@ class AwsIdentities:
             "keys": sorted(self._keys),
             "issued": {key: held.expires_at for key, held in self._issued.items()},
             "roles": list(self._roles.values()),
+            "profiles": list(self._profiles.values()),
             "metadata": self.metadata,
         }
 

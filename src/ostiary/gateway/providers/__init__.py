@@ -4,7 +4,7 @@
 `openai`     everything that speaks OpenAI's format
 `anthropic`  Anthropic
 `copilot`    GitHub Copilot
-`bedrock`    Claude on AWS Bedrock; `aws`: whose requests are signed with which credentials
+`bedrock`    Claude on AWS Bedrock; `aws`: which credentials sign; `inference_profiles`: which model an ARN leads to
 """
 
 from ostiary.core.providers import BedrockSettings, ProviderSpec, ProviderType

@@ -291,17 +291,18 @@ def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
     return future
 
 
-def client_of(session: "Session", service: str, credentials: Credentials) -> Any:
+def client_of(session: "Session", service: str, credentials: Credentials, region: str = "") -> Any:
     """A client of botocore's, of which the type is known at run time only. Its calls are bounded."""
     from botocore.config import Config
 
     return session.create_client(
         service,
-        region_name=credentials.region,
+        region_name=region or credentials.region,
         aws_access_key_id=credentials.access_key,
         aws_secret_access_key=credentials.secret_key.reveal(),
         aws_session_token=credentials.token.reveal() or None,
         config=Config(
+            signature_version="v4",  # said here it goes before a bearer token of the environment
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             retries={"total_max_attempts": 2, "mode": "standard"},
@@ -383,19 +384,19 @@ def _role_error(exc: Exception, role: str, base: Credentials) -> CredentialsErro
             "names this identity and the provider's external id.",
         )
     if isinstance(exc, HTTPClientError | NotConnected):
-        return CredentialsError(503, f"The role {role} could not be assumed: {_told(exc)}. Check the way to AWS STS.")
-    return CredentialsError(502, f"The role {role} could not be assumed: {_told(exc)}.")
+        return CredentialsError(503, f"The role {role} could not be assumed: {told(exc)}. Check the way to AWS STS.")
+    return CredentialsError(502, f"The role {role} could not be assumed: {told(exc)}.")
 
 
 def _lookup_error(exc: BaseException) -> CredentialsError:
     return CredentialsError(
-        503, f"AWS credentials could not be read: {_told(exc)}. Check AWS's configuration on this machine."
+        503, f"AWS credentials could not be read: {told(exc)}. Check AWS's configuration on this machine."
     )
 
 
-def _told(exc: BaseException) -> str:
+def told(exc: BaseException) -> str:
     """What botocore says; what others say may hold anything."""
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    said = f": {exc}".rstrip(".") if isinstance(exc, BotoCoreError) else ""
+    said = f": {exc}".rstrip(".") if isinstance(exc, BotoCoreError | ClientError) else ""
     return f"{type(exc).__name__}{said}"[:_MAX_CAUSE]

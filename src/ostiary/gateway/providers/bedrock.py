@@ -24,7 +24,7 @@ from ostiary.wire.bedrock.answer import SSE_TYPE
 from ostiary.wire.event_stream import CONTENT_TYPE, EventStreamError
 from ostiary.wire.facts import RequestFacts
 
-from . import aws
+from . import aws, inference_profiles
 from .adapter import AdapterError, Prepared, Transform, TransformError
 from .base import BuildError, RuntimeProvider, passthrough
 
@@ -52,6 +52,7 @@ def build_bedrock(
     *,
     allow_byok: bool,  # noqa: ARG001 - the same as of the other kinds
     identities: aws.Identities = aws.SHARED,
+    profiles: inference_profiles.InferenceProfiles = inference_profiles.SHARED,
 ) -> RuntimeProvider:
     """Raises `BuildError` naming the setting that is missing. A bring-your-own-key request needs no AWS identity."""
     settings = spec.settings
@@ -64,10 +65,15 @@ def build_bedrock(
         return _mantle(spec, settings, identities)
     if settings.protocol not in ("", "invoke-model"):
         raise BuildError(f'unknown bedrock protocol: "{settings.protocol}"; there are invoke-model and mantle')
-    return _invoke_model(spec, settings, identities)
+    return _invoke_model(spec, settings, identities, profiles)
 
 
-def _invoke_model(spec: ProviderSpec, settings: BedrockSettings, identities: aws.Identities) -> RuntimeProvider:
+def _invoke_model(
+    spec: ProviderSpec,
+    settings: BedrockSettings,
+    identities: aws.Identities,
+    profiles: inference_profiles.InferenceProfiles,
+) -> RuntimeProvider:
     if not settings.region and not spec.base_url:
         raise BuildError("region or base url required: set `region` in its settings, e.g. us-east-1")
     for name in ("model", "small_fast_model"):
@@ -78,7 +84,7 @@ def _invoke_model(spec: ProviderSpec, settings: BedrockSettings, identities: aws
     base_url = spec.base_url or f"https://bedrock-runtime.{settings.region}.amazonaws.com{china}"
     origin, path, query = _split(base_url)
     signer = _Signer(settings, base_url, "bedrock", origin, identities)
-    adapter = InvokeModelAdapter(settings, signer, path.encode("ascii"), query.encode("ascii"))
+    adapter = InvokeModelAdapter(settings, signer, profiles, path.encode("ascii"), query.encode("ascii"))
     located = msgspec.structs.replace(spec, base_url=base_url)
     return RuntimeProvider(located, "anthropic", _INVOKE_ROUTES, adapter=adapter)
 
@@ -133,10 +139,18 @@ class _Signer:
 class InvokeModelAdapter:
     """`POST /model/{id}/invoke` and `/invoke-with-response-stream` of bedrock-runtime."""
 
-    def __init__(self, settings: BedrockSettings, signer: _Signer, base_path: bytes, base_query: bytes) -> None:
+    def __init__(
+        self,
+        settings: BedrockSettings,
+        signer: _Signer,
+        profiles: inference_profiles.InferenceProfiles,
+        base_path: bytes,
+        base_query: bytes,
+    ) -> None:
         self._model = settings.model
         self._small_fast_model = settings.small_fast_model
         self._signer = signer
+        self._profiles = profiles
         self._base_path = base_path
         self._base_query = base_query
 
@@ -155,13 +169,14 @@ class InvokeModelAdapter:
         if facts is None:
             raise AdapterError(404, _why_not(route))
         model = mapped_model(facts.model, self._model, self._small_fast_model)
-        rewritten = invoke_body(body, model, beta_flags(fields.get(b"anthropic-beta", b"")))
+        behind = self._profiles.model_behind(model, self._signer.identity)
+        rewritten = invoke_body(body, behind, beta_flags(fields.get(b"anthropic-beta", b"")))
         action = b"invoke-with-response-stream" if facts.stream else b"invoke"
         own_key, edits = _own_key(fields)
         return Prepared(
             target=b"%b/model/%b/%b%b" % (self._base_path, quote(model, safe="").encode(), action, self._base_query),
             body=rewritten.body,
-            model=model,
+            model=behind,
             dropped=_fields_of_aws(fields) | {b"content-type", b"accept", b"anthropic-beta"},
             lines=b"Content-Type: application/json\r\nAccept: application/json\r\n" + own_key,
             edits=(f"model: {facts.model[:200]} became {model}", *rewritten.edits, *edits),

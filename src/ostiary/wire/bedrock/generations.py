@@ -1,8 +1,7 @@
 """What each generation of Claude takes on Bedrock (reference E.3). A new generation is a new row.
 
-A model is known by its id, which stands in the ids of inference profiles (`eu.anthropic.claude-…`) and in most ARNs too. What
-an application inference profile or provisioned throughput leads to cannot be seen from its ARN: thinking is then left as the
-client sent it, for clients ask for what the model that they name takes.
+A model is known by its id, which stands in the ids of inference profiles (`eu.anthropic.claude-…`) and in most ARNs too. Where
+an ARN does not name its model, thinking is left as the client sent it, for clients ask for what the model that they name takes.
 """
 
 import re
