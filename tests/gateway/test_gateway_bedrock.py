@@ -97,6 +97,8 @@ def test_an_anthropic_row_with_bedrock_settings_is_served_by_bedrock() -> None:
     assert provider.adapter is not None
     assert provider.adapter.hint == "AKIA...FAKE"
     assert provider.family == "anthropic"
+    kept = build_provider(spec("https://api.anthropic.com/", "anthropic", INVOKE), allow_byok=False)
+    assert kept.origin == provider.origin, "nothing signed for AWS goes to Anthropic"
     plain = build_provider(spec("https://api.anthropic.com", "anthropic", {"model": MODEL}), allow_byok=True)
     assert plain.adapter is None, "model names alone do not make it one"
 

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ostiary.core.provider_rules import bedrock_region_of
-from ostiary.core.providers import BedrockSettings, ProviderSpec
+from ostiary.core.provider_rules import DEFAULT_BASE_URLS, bedrock_region_of
+from ostiary.core.providers import BedrockSettings, ProviderSpec, ProviderType
 from ostiary.gateway.routes import Route, RouteTable
 from ostiary.http1.head import ResponseHead
 from ostiary.http1.origin import Origin, split_base_url
@@ -42,6 +42,9 @@ _MANTLE_SUFFIXES: Final = (b"/anthropic/v1", b"/openai/v1", b"/anthropic", b"/op
 _MANTLE_PREFIXES: Final = (("anthropic.", b"/anthropic/v1"), ("openai.", b"/openai/v1"))
 """By the beginning of a model's id; all others are below /v1."""
 
+_ANTHROPIC_URL: Final = DEFAULT_BASE_URLS[ProviderType.ANTHROPIC].rstrip("/")
+"""What a row of type anthropic has by default, from before it got settings for Bedrock: nothing of AWS is there."""
+
 _AWS_FIELDS: Final = (b"x-amz-", b"x-amzn-", b"amz-sdk-")
 _REFUSED_CREDENTIALS: Final = (b"ExpiredToken", b"UnrecognizedClient", b"InvalidClientTokenId")
 _MAX_ERROR: Final = 64 * 1024
@@ -61,6 +64,8 @@ def build_bedrock(
     if bool(settings.access_key) != bool(settings.access_key_secret):
         lacking = "access_key_secret" if settings.access_key else "access_key"
         raise BuildError(f"both access key and access key secret must be provided together: {lacking} is not set")
+    if spec.base_url.rstrip("/") == _ANTHROPIC_URL:
+        spec = msgspec.structs.replace(spec, base_url="")
     if settings.protocol == "mantle":
         return _mantle(spec, settings, identities)
     if settings.protocol not in ("", "invoke-model"):
