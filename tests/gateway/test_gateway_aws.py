@@ -1,6 +1,7 @@
 """AWS identities: when credentials are fetched, how long they serve, and what is said when there are none."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -445,6 +446,18 @@ def test_a_metadata_service_that_cannot_be_reached_ends_fast_and_is_named(monkey
     assert status == 503
     assert "http://127.0.0.1:9" in text
     assert "access_key" in text
+
+
+def test_a_metadata_service_that_never_answers_ends_soon_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        begun = time.monotonic()
+        status, text = refused()
+    assert time.monotonic() - begun < 10
+    assert status == 503
+    assert url in text
 
 
 def test_a_metadata_service_that_is_turned_off_is_told() -> None:
