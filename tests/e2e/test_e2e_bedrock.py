@@ -242,6 +242,22 @@ def test_an_anthropic_row_a_role_and_the_chain_serve_as_well(aws: Aws, stream: b
         assert record["credential_hint"].startswith(hint)
 
 
+def test_short_lived_credentials_are_renewed_while_calls_go_on_and_none_fails(aws: Aws) -> None:
+    arn = f"{ROLE}-short"
+    made = aws.add("short-lived", INVOKE | STATIC | {"role_arn": arn}, aws.fake.url)
+    trust = {"arn": arn, "external_id": made["settings"]["external_id"], "seconds": 5}
+    assert aws.fake.client.post("/fake/aws/roles", json=trust).status_code == 200
+    used: set[str] = set()
+
+    def renewed_twice() -> bool:
+        _, record = aws.create("short-lived")
+        assert record["outcome"] == "completed"
+        used.add(record["credential_hint"])
+        return len(used) == 3
+
+    eventually(renewed_twice, within=30, what="credentials renewed twice")
+
+
 def test_a_reload_does_not_drop_the_roles_credentials(aws: Aws) -> None:
     _, before = aws.create("role")
     aws.add(f"other-{time.time_ns()}", INVOKE | STATIC, aws.fake.url)
