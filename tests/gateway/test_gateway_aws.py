@@ -209,6 +209,9 @@ def test_a_fetch_that_hangs_is_waited_for_so_long_and_not_repeated(monkeypatch: 
         clock.now += 60
         with pytest.raises(AdapterError, match="not there within"):
             await identity.credentials()
+        clock.now -= 86400
+        with pytest.raises(AdapterError, match="not there within"):
+            await identity.credentials()
         assert source.fetched == 1
         source.gate.set()
         await until(lambda: identity.hint != "scripted")

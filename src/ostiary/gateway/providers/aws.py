@@ -215,7 +215,7 @@ class Identity:
         """Wait for the fetch that runs, as long as is left of its time."""
         pending = self._pending
         assert pending is not None
-        left = max(0.0, self._began_at + WAIT_SECONDS - now)
+        left = min(max(0.0, self._began_at + WAIT_SECONDS - now), WAIT_SECONDS)  # the clock may have been set back
         done, _ = await asyncio.wait([pending], timeout=left)
         if not done and self._error is None:
             self._fail(CredentialsError(503, f"AWS credentials were not there within {WAIT_SECONDS:.0f} s."))
