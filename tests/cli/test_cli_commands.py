@@ -115,6 +115,16 @@ def test_a_provider_called_wrongly_is_refused_before_anything_is_sent(do: Do, ar
     assert do("audit", "list", "--type", "ai_provider", "--json").json == []
 
 
+def test_a_bedrock_provider_needs_neither_a_key_nor_an_address(do: Do, tmp_path: Path) -> None:
+    file = tmp_path / "bedrock.json"
+    role = {"role_arn": "arn:aws:iam::123456789012:role/claude"}
+    file.write_text(json.dumps({"_type": "bedrock", "_version": 1, "region": "us-east-1", **role}))
+    do("providers", "add", "bedrock", "--type", "bedrock", "--settings", str(file))
+    shown = do("providers", "show", "bedrock", "--json").json
+    assert (shown["base_url"], shown["settings"]["region"]) == ("", "us-east-1")
+    assert shown["settings"]["external_id"], "made by the server, for the role's trust policy"
+
+
 def test_settings_of_a_provider_come_from_a_file(do: Do, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text('{"_type": "openai", "stream_usage": "leave"}')

@@ -112,6 +112,13 @@ def test_without_max_tokens_thinking_is_left_and_that_is_told(max_tokens: Any) -
     assert "metadata" not in body, "the other rewrites go on"
 
 
+def test_a_max_tokens_beyond_all_numbers_is_left_for_the_model_to_judge() -> None:
+    body = b'{"max_tokens":%b,"thinking":{"type":"adaptive"},"messages":[]}' % (b"9" * 400)
+    found = invoke_body(body, SONNET_45)
+    assert b'"thinking":{"type":"adaptive"}' in found.body
+    assert found.edits[0].startswith("thinking: left as it was")
+
+
 COMMON = (
     "computer-use-2025-01-24,token-efficient-tools-2025-02-19,interleaved-thinking-2025-05-14,output-128k-2025-02-19,"
     "dev-full-thinking-2025-05-14,context-1m-2025-08-07,tool-search-tool-2025-10-19,tool-examples-2025-10-29"

@@ -126,8 +126,8 @@ def add(
     """
     if problem := new_name_problem(name):
         wrong_usage(f"NAME {problem}")
-    url = base_url or DEFAULT_BASE_URLS.get(kind)
-    if url is None:
+    url = base_url or DEFAULT_BASE_URLS.get(kind, "")
+    if not url and kind is not ProviderType.BEDROCK:  # whose address goes by its region
         wrong_usage(f"--base-url is needed for a provider of type {kind.value}")
     keys = _keys(key_env, key_file)
     if no_key and keys:

@@ -91,7 +91,7 @@ def invoke_body(body: bytes, model: str, flags: Iterable[str] = ()) -> InvokeBod
     for name, rewrite in _REWRITES:
         try:
             rewrite(draft)
-        except (RewriteError, json_edit.JSONEditError, NestingError) as exc:
+        except (RewriteError, json_edit.JSONEditError, NestingError, OverflowError) as exc:
             draft.edits.append(f"{name}: left as it was, {exc}")
     try:
         edited = json_edit.edit_members(body, draft.changes)
