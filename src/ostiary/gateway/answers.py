@@ -87,7 +87,7 @@ class ChangedAnswer:
 class HeldAnswer:
     """`overflow` is called once it is too long to be held."""
 
-    __slots__ = ("_overflow", "_payload", "_raw", "_show", "_size", "_write", "head")
+    __slots__ = ("_compact", "_overflow", "_payload", "_raw", "_show", "_size", "_write", "head")
 
     def __init__(self, head: ResponseHead, overflow: Callable[[], None]) -> None:
         self.head = head
@@ -96,7 +96,8 @@ class HeldAnswer:
         self._size = 0
         self._write: Write = self._raw.append
         self._show: Write = self._payload.append
-        self._overflow = overflow
+        self._overflow: Callable[[], None] | None = overflow
+        self._compact: Callable[[], object] = _nothing
 
     def take(self, data: bytes) -> None:
         """Body bytes as they came, framing included."""
@@ -106,8 +107,7 @@ class HeldAnswer:
         """The same without the framing."""
         self._show(data)
         self._size += len(data)
-        if self._size > HELD_MAX:
-            self._size = 0
+        if self._size > HELD_MAX and self._overflow is not None:
             self._overflow()
 
     @property
@@ -115,9 +115,15 @@ class HeldAnswer:
         """What has come so far, without the framing."""
         return b"".join(self._payload)
 
-    def let_go(self, write: Write | None, show: Write | None) -> None:
+    def compact(self) -> None:
+        """`COMPACT_BYTES` have come: whoever reads it, once it has been let go, may let go of them."""
+        self._compact()
+
+    def let_go(self, write: Write | None, show: Write | None, compact: Callable[[], object] | None = None) -> None:
         """What was kept, and what still comes: the bytes as they came to `write`, the payload to `show`."""
         payload, raw = self.payload, b"".join(self._raw)
+        self._overflow = None
+        self._compact = compact or _nothing
         self._payload.clear()
         self._raw.clear()
         self._write = write or _nowhere
@@ -129,3 +135,7 @@ class HeldAnswer:
 
 def _nowhere(_data: bytes) -> None:
     """Nobody wants it."""
+
+
+def _nothing() -> None:
+    """What is held is not more than `HELD_MAX`."""

@@ -428,7 +428,8 @@ class UpstreamCall:
         upstream = self._upstream
         assert upstream is not None
         show = held.take_payload if self._dump is None else _both(self._dump.response, held.take_payload)
-        upstream.relay(b"", held.take, show, verbatim=head.framing != UNTIL_CLOSE)
+        verbatim = head.framing != UNTIL_CLOSE
+        upstream.relay(b"", held.take, show, verbatim=verbatim, compact=held.compact)
 
     def _look_at_held(self, error: UpstreamError | None = None) -> None:
         """It has come whole, or (`error`) as far as it will."""
@@ -474,8 +475,10 @@ class UpstreamCall:
         write(exchange.client_head(held.head, changed))
         if changed is not None:
             held.let_go(None, self._change)
+        elif observer is not None:
+            held.let_go(write, observer.feed, observer.compact)
         else:
-            held.let_go(write, None if observer is None else observer.feed)
+            held.let_go(write, None)
         if error is not None:
             self._cut(error)
         elif self._upstream is None:
