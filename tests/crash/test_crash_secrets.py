@@ -89,6 +89,8 @@ def traffic(run: Run, fake: FakeProvider, openai_key: str) -> None:
     # the provider's own bytes go to the client, whatever it says
     refused = run.call("POST", BLOCKING.path, anna, json=prompt(), belongs=True)
     assert openai_key in refused.text
+    # and ours to those who come next: the key is not used again
+    assert run.call("POST", BLOCKING.path, anna, json=prompt()).status_code == 502
     theirs = {"X-Ostiary-Token": anna, "Authorization": f"Bearer {own}"}
     assert run.call("POST", BLOCKING.path, headers=theirs, json=prompt(), belongs=True).status_code == 401
     for key in (openai_key, own):
@@ -328,8 +330,9 @@ def running(server: Server, owner: str, hunt: Hunt) -> Iterator[Run]:
 
 def traffic_without_database(run: Run, openai_key: str, fake: FakeProvider) -> None:
     fake.script_key(openai_key, json.dumps({"status": 401, "message": f"Incorrect API key provided: {openai_key}."}))
+    theirs = {"X-Ostiary-Token": run.owner, "Authorization": f"Bearer {openai_key}"}
     for _ in range(3):
-        assert run.call("POST", BLOCKING.path, run.owner, json=prompt(), belongs=True).status_code == 401
+        assert run.call("POST", BLOCKING.path, headers=theirs, json=prompt(), belongs=True).status_code == 401
     fake.script_key(openai_key, "")
     for path in ("ai/providers", "users", "ai-gateway/interceptions"):
         assert run.call("GET", f"/api/v2/{path}", run.owner).status_code == 503

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import Answer, RawConnection, ask
-from tests.support.server import PROVIDER_KEY, Server, eventually, open_directory
+from tests.support.server import NO_BREAKER, PROVIDER_KEY, Server, eventually, open_directory
 
 DATA_PLANE = "/api/v2/ai-gateway"
 
@@ -239,7 +239,7 @@ def strict_server(fake: FakeProvider, upstream: RawUpstream) -> Iterator[Server]
         variables[f"OSTIARY_{setting}"] = "2s"  # a busy machine may well stall for one
     variables["OSTIARY_BODY_MEMORY_MAX"] = "64MiB"
     with open_directory() as directory:
-        running = Server(directory, fake, "--workers", "1", **variables).start()
+        running = Server(directory, fake, "--workers", "1", **NO_BREAKER, **variables).start()
         added: list[dict[str, Any]] = [
             {
                 "type": "openai",

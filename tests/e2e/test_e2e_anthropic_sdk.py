@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import anthropic
@@ -86,6 +86,13 @@ def sdk(request: pytest.FixtureRequest, person: Person) -> AnthropicSDK:
 def blocking(person: Person) -> AnthropicSDK:
     """Where the kind of client makes no difference."""
     return AnthropicSDK("sync", base_url=person.anthropic_url, api_key=person.token)
+
+
+@pytest.fixture
+def erring(person: Person, fake: FakeProvider) -> Iterator[AnthropicSDK]:
+    """By a provider of the test's own: what is answered may be held against its key."""
+    with person.server.provider("anthropic", fake.url) as name:
+        yield AnthropicSDK("sync", base_url=f"{person.server.url}{DATA_PLANE}/{name}", api_key=person.token)
 
 
 # --- Messages
@@ -291,7 +298,7 @@ def test_what_the_client_says_to_the_provider_reaches_it(person: Person, fake: F
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_provider_error_raises_its_exception_and_is_recorded(
-    blocking: AnthropicSDK,
+    erring: AnthropicSDK,
     server: Server,
     model: str,
     exception: type[anthropic.APIStatusError],
@@ -299,7 +306,7 @@ def test_a_provider_error_raises_its_exception_and_is_recorded(
     stream: bool,
 ) -> None:
     with pytest.raises(exception) as caught:
-        blocking.create(model=model, messages=said("x"), stream=stream)
+        erring.create(model=model, messages=said("x"), stream=stream)
     error = caught.value
     assert error.status_code == int(model.split("-")[1])
     assert error.request_id

@@ -58,7 +58,8 @@ def make_token(server: Server, username: str, **fields: str) -> dict[str, str]:
 
 
 def test_an_expired_token_though_it_was_good_a_moment_ago(server: Server, fake: FakeProvider) -> None:
-    ends = datetime.now(UTC) + timedelta(seconds=1)
+    server.new_token("late")  # makes the person
+    ends = datetime.now(UTC) + timedelta(seconds=2)
     token = make_token(server, "late", expires_at=ends.isoformat())["token"]
     bearer = {"Authorization": f"Bearer {token}"}
     with server.client(token) as client:  # the same worker for all calls

@@ -154,6 +154,8 @@ def one_of_a_crowd(person: Person, number: int) -> str:
     """What became of one call: cut, ended, or left by its client."""
     api = (CHAT, RESPONSES, MESSAGES)[number % 3]
     model, conduct = CROWD[number % len(CROWD)]
+    if model == "fake-429":
+        model += f"-{number}"  # the key is not used again for this model
     with person.connect() as connection:
         body = api.body(f"crowd member {number} " * 9, stream=True, model=model)
         connection.request("POST", DATA_PLANE + api.path(), person.bearer, body)

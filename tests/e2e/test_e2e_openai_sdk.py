@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import openai
@@ -81,6 +82,23 @@ def sdk(request: pytest.FixtureRequest, person: Person) -> OpenAISDK:
 def blocking(person: Person) -> OpenAISDK:
     """Where the kind of client makes no difference."""
     return OpenAISDK("sync", base_url=person.openai_url, api_key=person.token)
+
+
+class Erring(NamedTuple):
+    """A provider of a test's own: what is answered may be held against its key."""
+
+    key: str
+    options: dict[str, str]
+
+    def sdk(self, **options: Any) -> OpenAISDK:
+        return OpenAISDK("sync", **self.options, **options)
+
+
+@pytest.fixture
+def erring(person: Person, fake: FakeProvider) -> Iterator[Erring]:
+    key = f"sk-erring-{uuid.uuid4().hex}"
+    with person.server.provider("openai", f"{fake.url}/v1", key) as name:
+        yield Erring(key, {"base_url": f"{person.server.url}{DATA_PLANE}/{name}/v1", "api_key": person.token})
 
 
 def joined(chunks: list[Any]) -> str:
@@ -336,7 +354,7 @@ def test_models_are_listed_and_not_recorded(person: Person, server: Server) -> N
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_provider_error_raises_its_exception_and_is_recorded(
-    blocking: OpenAISDK,
+    erring: Erring,
     server: Server,
     model: str,
     exception: type[openai.APIStatusError],
@@ -344,7 +362,7 @@ def test_a_provider_error_raises_its_exception_and_is_recorded(
     stream: bool,
 ) -> None:
     with pytest.raises(exception) as caught:
-        blocking.chat(model=model, messages=said("x"), stream=stream)
+        erring.sdk().chat(model=model, messages=said("x"), stream=stream)
     error = caught.value
     assert error.request_id
     assert error.response.headers.get("retry-after") == ("3" if model == "fake-429-3" else None)
@@ -356,9 +374,9 @@ def test_a_provider_error_raises_its_exception_and_is_recorded(
     assert record["token_usages"] == []
 
 
-def test_the_sdk_retries_by_the_providers_own_words(person: Person, server: Server, fake: FakeProvider) -> None:
-    fake.script_key(PROVIDER_KEY, "status=429 retry-after-ms=20", times=1)
-    sdk = OpenAISDK("sync", base_url=person.openai_url, api_key=person.token, max_retries=1)
+def test_the_sdk_retries_by_the_providers_own_words(erring: Erring, server: Server, fake: FakeProvider) -> None:
+    fake.script_key(erring.key, "status=429 retry-after=1", times=1)
+    sdk = erring.sdk(max_retries=1)
     prompt = "once more, said the caller"
     answered = sdk.chat(model="gpt-4.1", messages=said(prompt), extra_headers={"X-Fake-Mark": "sdk-retry"})
     assert answered.result.choices[0].message.content == prompt

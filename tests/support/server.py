@@ -30,6 +30,8 @@ OSTIARY = [sys.executable, "-m", "ostiary"]
 OWNER_TOKEN = "bootstrap-token-of-the-tests-0123456789"
 PROVIDER_KEY = "sk-provider-key-of-the-tests-0123456789"
 START_SECONDS = 40.0
+NO_BREAKER = {"OSTIARY_CIRCUIT_BREAKER_ENABLED": "false"}
+"""For servers on which many tests let one provider fail: else they would shut each other out."""
 
 
 def free_port() -> int:
@@ -200,6 +202,26 @@ class Server:
         token: str = answer.json()["token"]
         return token
 
+    @contextlib.contextmanager
+    def provider(self, kind: str, base_url: str, *keys: str, **fields: Any) -> Iterator[str]:
+        """A provider of one test, by its name: every worker serves it. Without `keys` it has a fresh one; gone afterwards."""
+        name = f"own-{secrets.token_hex(6)}"
+        api_keys = list(keys) or [f"sk-fresh-{secrets.token_hex(16)}"]
+        body = {"type": kind, "name": name, "base_url": base_url, "api_keys": api_keys, **fields}
+        made = self.owner.post("/api/v2/ai/providers", json=body)
+        assert made.status_code == 201, made.text
+
+        def unknown() -> bool:
+            """To the worker that takes this connection."""
+            with self.client() as client:
+                return "There is no provider" in client.get(f"/api/v2/ai-gateway/{name}/").text
+
+        eventually(lambda: not any(unknown() for _ in range(6)), what=f"{name} is served by every worker")
+        try:
+            yield name
+        finally:
+            assert self.owner.delete(f"/api/v2/ai/providers/{name}").status_code == 204
+
     def tail(self, lines: int = 60) -> str:
         if not self.log.exists():
             return ""
@@ -266,7 +288,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProvider]:
 def server(fake: FakeProvider) -> Iterator[Server]:
     """One for all tests that only use it."""
     with open_directory() as directory:
-        running = Server(directory, fake, "--workers", "2").start()
+        running = Server(directory, fake, "--workers", "2", **NO_BREAKER).start()
         yield running
         assert running.stop() == 0, running.tail()
 
