@@ -55,7 +55,7 @@ async def serving(app: App, tls: ssl.SSLContext | None = None) -> AsyncIterator[
         yield server.sockets[0].getsockname()[1], connections
     finally:
         server.close()
-        for connection in tuple(connections):
+        for connection in tuple(connections.live):
             connection.reset()
         await until(lambda: not connections)
 

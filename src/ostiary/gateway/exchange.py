@@ -71,6 +71,7 @@ _LARGE_BODY: Final = 4 * 1024 * 1024
 """Bodies from here on are checked one at a time (design §6)."""
 
 
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
 )
@@ -96,7 +97,7 @@ class Exchange:
     """None: nothing is recorded."""
     _identity: Identity
     _limited: bool = False
-    _misplaced: frozenset[bytes] = frozenset()
+    _misplaced: frozenset[bytes]
     _no_memory: bool = False
     _notes: tuple[str, ...] = ()
     _own: decide.Credential | None = None
@@ -122,6 +123,7 @@ class Exchange:
         self._target = target
         self._located = admission
         self._ending = Ending()
+        self._misplaced = _NOTHING
         self.stages: dict[str, int] = {}
         self.id = new_id()
 

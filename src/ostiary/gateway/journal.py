@@ -313,17 +313,17 @@ class _Sync:
         self._dir_dirty = True
         self._retired: deque[int] = deque()
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._syncer: threading.Thread | None = None
 
     def start(self, current: Callable[[], tuple[int, int]]) -> None:
         """Sync every 50 ms while the number in `current() -> (last record, descriptor)` grows."""
-        self._thread = threading.Thread(target=self._loop, args=(current,), name="journal-sync", daemon=True)
-        self._thread.start()
+        self._syncer = threading.Thread(target=self._loop, args=(current,), name="journal-sync", daemon=True)
+        self._syncer.start()
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._syncer is not None:
+            self._syncer.join()
 
     def retire(self, fd: int) -> None:
         """Take over the descriptor of a full segment; the next run syncs and closes it."""

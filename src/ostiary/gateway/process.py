@@ -8,6 +8,7 @@ import ssl
 import time
 import uuid
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -61,7 +62,7 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     connections = worker.connections
     listener = socket.socket(fileno=fd)
     server = await loop.create_server(
-        lambda: ClientConnection(connections),
+        lambda: cast("asyncio.Protocol", ClientConnection(connections)),
         sock=listener,
         ssl=listener_tls.context if listener_tls is not None else None,
         ssl_handshake_timeout=settings.client_head_timeout if listener_tls is not None else None,

@@ -46,6 +46,7 @@ _HELD: Final = 4
 _RELAY: Final = 5
 _DONE: Final = 6
 
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _MODEL_MAX: Final = 256
 """Characters of a model's name by which breaker and pool know it."""
 _ABOUT_THE_PERSON: Final = frozenset((401, 403, 429))
@@ -89,7 +90,7 @@ class UpstreamCall:
     _signature: bytes = b""
     _state: int = _CHOOSING
     _status: int = 0
-    _tried: frozenset[bytes] = frozenset()
+    _tried: frozenset[bytes]
     _upstream: UpstreamConnection | None = None
 
     def __init__(self, exchange: "Exchange", own: Credential | None, model: str = "", session: str = "") -> None:
@@ -99,6 +100,7 @@ class UpstreamCall:
         self._own = own
         self._model = model if len(model) <= _MODEL_MAX else model[:_MODEL_MAX]
         self._session = session
+        self._tried = _NOTHING
 
     # --- with which credential
 

@@ -286,7 +286,7 @@ class Worker:
         deadline = time.monotonic() + _FIRST_REQUEST_SECONDS
         while time.monotonic() < deadline and not cut.is_set():
             fresh = False
-            for connection in tuple(self.connections):
+            for connection in tuple(self.connections.live):
                 if connection.requests:
                     connection.close_if_idle()
                 else:

@@ -15,7 +15,7 @@ import ssl
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from ostiary.core.secret import Secret
 
@@ -129,7 +129,7 @@ class Pool:
                 raise UpstreamError(Failure.CONNECT, f"{origin.authority} does not speak TLS")
             return await self._secure(tcp, origin)
         connection = UpstreamConnection(self, origin)
-        await loop.create_connection(lambda: connection, address, origin.port)
+        await loop.create_connection(lambda: cast("asyncio.Protocol", connection), address, origin.port)
         return self._adopt(connection)
 
     async def _secure(self, tcp: asyncio.Transport, origin: Origin) -> UpstreamConnection:
@@ -137,7 +137,7 @@ class Pool:
         connection = UpstreamConnection(self, origin)
         try:
             secured = await asyncio.get_running_loop().start_tls(
-                tcp, connection, self._tls, server_hostname=origin.host
+                tcp, cast("asyncio.Protocol", connection), self._tls, server_hostname=origin.host
             )
             assert secured is not None
             connection.tls_started(secured, tcp)

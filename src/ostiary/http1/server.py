@@ -44,11 +44,11 @@ _DRAIN_INLINE: Final = 64 * 1024
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Connections(set["ClientConnection"]):
+class Connections:
     """The live client connections of a worker, and what they share. `head_max`: bytes of a request head."""
 
     def __init__(self, app: Application, limits: ServerLimits, tick: float, head_max: int = MAX_HEAD) -> None:
-        super().__init__()
+        self.live: set[ClientConnection] = set()
         self.app = app
         self.tick = tick
         self.head_ticks = limits.head_timeout / tick
@@ -56,19 +56,22 @@ class Connections(set["ClientConnection"]):
         self.body_ticks = limits.body_timeout / tick
         self.head_max = head_max
 
+    def __len__(self) -> int:
+        return len(self.live)
+
     def sweep(self) -> None:
         """Call every `tick` seconds: ends what has been quiet for too long."""
-        for connection in tuple(self):
+        for connection in tuple(self.live):
             connection.sweep()
 
     def close_idle(self) -> None:
         """Drain: close connections that serve no request."""
-        for connection in tuple(self):
+        for connection in tuple(self.live):
             connection.close_if_idle()
 
 
-class ClientConnection(asyncio.Protocol):
-    """See the module's rules. `exchange` is the request being served."""
+class ClientConnection:
+    """See the module's rules. An `asyncio.Protocol`; `exchange` is the request being served."""
 
     __slots__ = (
         "_buffer",
@@ -119,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.write = self.transport.write
         self.transport.set_write_buffer_limits(high=256 * 1024)
-        self._shared.add(self)
+        self._shared.live.add(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -152,7 +155,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
         self._state = _CLOSED
-        self._shared.discard(self)
+        self._shared.live.discard(self)
         self._buffer = b""
         self._collected = bytearray()
         exchange, self.exchange = self.exchange, None

@@ -61,8 +61,8 @@ class _ChunkTracker:
         self.complete = True
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """See the module's rules. One consumer at a time."""
+class UpstreamConnection:
+    """See the module's rules. An `asyncio.Protocol`. One consumer at a time."""
 
     __slots__ = (
         "_buffer",
