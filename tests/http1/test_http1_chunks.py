@@ -114,6 +114,14 @@ def test_lines_and_trailers_are_bounded_however_torn() -> None:
     assert refused([b"0\r\n"] + [b"X: yyyyyyyyyyyyy\r\n"] * 1100)
 
 
+@pytest.mark.parametrize(
+    "trailer",
+    [b"X Y: z", b": z", b"X\x00: y", b"X: y\x00", b"X : y", b" X: y", b"no colon"],
+)
+def test_trailers_that_are_no_fields_are_refused(trailer: bytes) -> None:
+    assert refused([b"5\r\nhello\r\n0\r\n" + trailer + b"\r\n\r\n"])
+
+
 def test_what_waits_is_bounded_by_one_line() -> None:
     reader = ChunkedReader()
     reader.feed(b"ffffffff\r\n")

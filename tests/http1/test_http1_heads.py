@@ -149,6 +149,10 @@ REQUEST_LINES = [
     Refused(request(line=b"GET / HTTP/1.1 HTTP/1.1"), 400, "two versions"),
     Refused(request(line=b"GET /\x00 HTTP/1.1"), 400, "NUL in the target"),
     Refused(request(line=b"GET /\x7f HTTP/1.1"), 400, "DEL in the target"),
+    Refused(request(line=b"POST /?a\nX-Injected:/ HTTP/1.1"), 400, "a line end in the query, and a field behind it"),
+    Refused(
+        request(line=b"POST http://gateway/?a\nX:/ HTTP/1.1"), 400, "a line end in the query of an absolute target"
+    ),
     Refused(request(line=b"GET /\x0b HTTP/1.1"), 400, "a control character in the target"),
     Refused(request(line=b"GET /\xe4 HTTP/1.1"), 400, "no ASCII in the target"),
     Refused(request(line=b"GET /a#b HTTP/1.1"), 400, "a fragment"),

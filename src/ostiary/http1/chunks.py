@@ -1,9 +1,11 @@
 """Decoder of chunked request bodies (RFC 9112 §7.1). Pure.
 
 Strict where a lenient reader and a strict one would disagree on where the body ends: sizes are plain hex digits, lines end
-in CRLF, extensions and trailers are bounded. Extensions are ignored and trailers dropped, as a recipient may.
+in CRLF, extensions and trailers are bounded. Extensions are ignored and trailers dropped, as a recipient may,
+whatever they name.
 """
 
+import re
 from typing import Final
 
 from .errors import BodyError
@@ -12,6 +14,8 @@ _MAX_LINE: Final = 4096
 _MAX_TRAILERS: Final = 16 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _TOKENISH: Final = frozenset(range(0x20, 0x7F)) | {0x09}
+
+_TRAILER_FIELD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 _SIZE: Final = 0
 _DATA: Final = 1
@@ -92,5 +96,5 @@ class ChunkedReader:
         self._trailers += len(line)
         if self._trailers > _MAX_TRAILERS:
             raise BodyError("the trailer section is too long")
-        if b":" not in line or b"\n" in line or b"\r" in line:
+        if _TRAILER_FIELD.fullmatch(line) is None:
             raise BodyError("malformed trailer field")

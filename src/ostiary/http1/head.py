@@ -37,6 +37,9 @@ _SINGLE_RESPONSE: Final = frozenset((b"content-length", b"transfer-encoding"))
 _HOST: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+;=%:[]"
 """What a host and port are written with (RFC 3986 §3.2.2), without the comma, which reads like a list."""
 
+_TARGET: Final = bytes(set(range(0x21, 0x7F)) - {ord("#")})
+"""Visible ASCII. llhttp takes a bare LF in a target, for that is how a request of HTTP/0.9 ends."""
+
 _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 
 _DIGITS_MAX: Final = 15
@@ -133,7 +136,7 @@ def parse_request_head(raw: bytes) -> RequestHead:
     authority = None
     if target[:1] != b"/":
         authority, target = _origin_form(target, method)
-    if not target.isascii() or b"#" in target:
+    if target.translate(None, _TARGET):
         raise HeadError(400, "the request target must be visible ASCII without a fragment; percent-encode the rest")
     head = RequestHead(minor, lines, method, target)
     _read_fields(head, _SINGLE)
