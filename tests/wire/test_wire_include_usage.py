@@ -120,3 +120,10 @@ def test_an_escaped_name_and_a_body_of_mine_like_text_are_no_trap() -> None:
     body = b'{"model":"m","messages":[{"content":"\\"stream_options\\":{}"}],"stream\\u005foptions":{"x":1}}'
     assert json.loads(spliced(body))["stream_options"] == {"x": 1, "include_usage": True}
     assert spliced(body).startswith(b'{"model":"m","messages":[{"content":"\\"stream_options\\":{}"}]')
+
+
+def test_options_with_a_number_that_nobody_can_hold_are_merged_into_all_the_same() -> None:
+    body = b'{"model":"m","stream":true,"stream_options":{"x":1e999}}'
+    asking = splice_include_usage(body, read_request(body))
+    assert asking == b'{"model":"m","stream":true,"stream_options":{"x":1e999,"include_usage":true}}'
+    assert splice_include_usage(asking, read_request(asking)) == asking

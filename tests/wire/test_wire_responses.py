@@ -418,3 +418,8 @@ def test_what_else_a_request_says() -> None:
     facts = read_request(request("x", stream=True, background=True))
     assert (facts.stream, facts.background) == (True, True)
     assert not read_request(request("x", background="true")).background
+
+
+def test_an_item_without_a_number_or_an_id_is_read_once() -> None:
+    first = {"type": "response.output_item.done", "item": {"type": "function_call", "name": "f", "arguments": "{}"}}
+    assert len(observe("responses", sse([first])).tool_calls) == 1

@@ -43,9 +43,14 @@ _USAGE_TOKENS: Final = (b'"usage":{', b'"usage": {')
 
 class _ChatRequest(Request):
     messages: list[Raw] = msgspec.field(default_factory=list)
-    stream_options: Any = msgspec.UNSET  # JSON of any shape
+    stream_options: Raw = NO_RAW
 
 
+class _StreamOptions(Struct):
+    include_usage: Any = None  # JSON of any shape: only `true` counts
+
+
+_options: Final = LenientDecoder(_StreamOptions)
 _request: Final = LenientDecoder(_ChatRequest)
 
 
@@ -60,14 +65,14 @@ def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
             prompt = last_text(last.content)
         elif last.role == "tool":
             correlating = last.tool_call_id or ""
-    options = request.stream_options
+    options = _options.decode(bytes(request.stream_options)) if request.stream_options else None
     return RequestFacts(
         model=request.model,
         stream=request.stream is True,
         prompt=prompt,
         correlating_tool_call_id=correlating,
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        has_stream_options=options is not msgspec.UNSET,
+        include_usage=options is not None and options.include_usage is True,
+        has_stream_options=bool(request.stream_options),
         tool_results=_new_results(request.messages) if content == "full" else (),
     )
 

@@ -385,7 +385,7 @@ class StreamReader:
             self._structural(block[start : event_end(block, start)])
             if len(seen.items) > known:
                 added[next(reversed(seen.items))] = start
-        if not (seen.id and seen.model):
+        if not ((seen.id and seen.model) or 0 in starts):
             self._structural(block[: event_end(block, 0)])
         if still_open := [added.get(key, 0) for key in seen.open_items()]:
             for event in _events.decode(block[min(still_open) :]):
