@@ -1,27 +1,36 @@
-"""Two readers, one meaning: whatever both this engine and h11 accept, they must read the same.
+"""Several readers, one meaning: whatever this engine, h11, llhttp and Node's server accept, they must read the same.
 
-Streams of requests and answers are put together from parts of which some are what smugglers use. Where h11 refuses, this
-engine must refuse too, or the reason must be one of the few that say nothing about where a message ends.
+Streams of requests and answers are put together from parts of which some are what smugglers use, or are valid ones of which
+bytes were changed. Where another reader refuses, this engine must refuse too, or the reason must be one of the few that say
+nothing about where a message ends.
 """
 
+import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 
-import h11
-from http1_stage import Answer, App, ClientStage, UpstreamStage, perform, torn_at, turns
+import pytest
+from http1_stage import perform, torn_at, torn_everywhere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-Message = tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]
-
-
-@dataclass
-class Reading:
-    """What a reader made of a stream: the complete messages, and why it stopped, if it refused."""
-
-    messages: list[Message] = field(default_factory=list)
-    refusal: str = ""
+from tests.fuzz.http1_readers import (
+    Message,
+    Reading,
+    agree,
+    h11_requests,
+    h11_response,
+    llhttp_requests,
+    llhttp_response,
+    our_requests,
+    our_response,
+)
+from tests.fuzz.mutation import mutated
+from tests.fuzz.seeds import TOKENS
 
 
 def mostly(usual: bytes, *odd: bytes) -> st.SearchStrategy[bytes]:
@@ -140,81 +149,134 @@ STREAMS = st.lists(requests(), min_size=1, max_size=3).map(b"".join)
 CUTS = st.lists(st.integers(0, 400), max_size=4)
 
 
-def h11_requests(stream: bytes) -> Reading:
-    reading = Reading()
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
-    connection.receive_data(stream)
-    head: Any = None
-    body = b""
-    try:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
-                return reading
-            if isinstance(event, h11.Request):
-                head, body = event, b""
-            elif isinstance(event, h11.Data):
-                body += bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                headers = [(bytes(name), bytes(value)) for name, value in head.headers]
-                reading.messages.append((bytes(head.method), bytes(head.target), headers, body))
-                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
-                connection.send(h11.EndOfMessage())
-                if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
-                    return reading
-                connection.start_next_cycle()
-    except h11.RemoteProtocolError as error:
-        reading.refusal = str(error)
-        return reading
+LONG = bool(os.environ.get("FUZZ"))
+thorough = settings(max_examples=20_000 if LONG else 250, deadline=None, suppress_health_check=list(HealthCheck))
+every_reader = pytest.mark.parametrize("reader", [h11_requests, llhttp_requests])
 
 
-async def our_requests(segments: list[bytes]) -> Reading:
-    reading = Reading()
+@every_reader
+@thorough
+@given(STREAMS, CUTS)
+def test_requests_mean_the_same_to_others(reader: Callable[[bytes], Reading], stream: bytes, cuts: list[int]) -> None:
+    async def play() -> None:
+        whole = await our_requests([stream])
+        assert await our_requests(torn_at(stream, cuts)) == whole, "tearing changes the meaning"
+        agree(whole, reader(stream))
 
-    def body(request: Any) -> None:
-        head = request.head
-        headers = []
-        for name, line in zip(head.names, head.lines, strict=True):
-            value = line.partition(b":")[2].strip(b" \t")
-            headers.append((name, value.lower() if name == b"transfer-encoding" else value))  # h11 lowers it
-        reading.messages.append((head.method, head.target, headers, request.body))
-        request.connection.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
+    perform(play)
 
-    def broken(request: Any) -> None:
-        reading.refusal = "body"
-        request.connection.reset()
 
-    stage = ClientStage(App(body=body, broken=broken))
-    for segment in segments:
-        if not stage.wire.closed:
-            stage.wire.arrives(segment)
-            await turns(4)
-    if stage.app.refused:
-        reading.refusal = "head"
+VALID = [
+    b"GET /v1/models?x=1 HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n",
+    b"POST /v1/chat HTTP/1.1\r\nHost: h:80\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nhello",
+    b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    b"PUT /a HTTP/1.1\r\nhost: h\r\nconnection: keep-alive\r\ncontent-length: 00\r\nx-empty:\r\n\r\n",
+    b"GET http://h/a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    b"POST /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+]
+
+
+def changed_streams(count: int) -> Iterator[bytes]:
+    """Pipelines of valid requests with a few bytes changed: always the same ones."""
+    rng = random.Random("changed")
+    for _ in range(count):
+        stream = b"".join(rng.choices(VALID, k=rng.randint(1, 3)))
+        yield mutated(rng, stream, VALID, TOKENS["request_stream"])
+
+
+@every_reader
+def test_changed_requests_mean_the_same_to_others(reader: Callable[[bytes], Reading]) -> None:
+    for stream in changed_streams(20_000 if LONG else 400):
+
+        async def play(stream: bytes = stream) -> None:
+            agree(await our_requests([stream]), reader(stream))
+
+        perform(play)
+
+
+@pytest.mark.parametrize("message", VALID)
+def test_valid_requests_are_read_by_all_however_they_are_torn(message: bytes) -> None:
+    async def play() -> None:
+        stream = message + b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n"
+        whole = h11_requests(stream)
+        assert len(whole.messages) == (1 if b"close" in message else 2)
+        theirs = llhttp_requests(stream).messages
+        for segments in torn_everywhere(stream):
+            ours = await our_requests(segments)
+            agree(ours, whole)
+            assert len(ours.messages) == len(whole.messages)
+            assert [each[3] for each in ours.messages] == [each[3] for each in theirs]
+
+    perform(play)
+
+
+# --- a server of others
+
+
+_NODE_SERVER = """
+const server = require('http').createServer((request, response) => {
+  const parts = [];
+  request.on('data', (data) => parts.push(data));
+  request.on('end', () => {
+    const body = JSON.stringify([request.method, request.url, request.rawHeaders, Buffer.concat(parts).toString('latin1')]);
+    response.end(body + '\\n');
+  });
+});
+server.listen(0, '127.0.0.1', () => console.log(server.address().port));
+"""
+
+
+@pytest.fixture(scope="module")
+def node_port() -> Iterator[int]:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    with subprocess.Popen([node, "-e", _NODE_SERVER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.kill()
+
+
+def node_requests(port: int, stream: bytes) -> Reading:
+    """What Node's server answers, whose body says what it has read."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        data = b""
+        try:
+            connection.sendall(stream)
+            connection.shutdown(socket.SHUT_WR)
+            while more := connection.recv(65536):
+                data += more
+        except ConnectionError:
+            pass
+    reading = Reading()  # when Node refuses, it forgets the answers to what came before: that is not to be compared
+    for line in data.split(b"\n"):
+        if line.startswith(b'["'):
+            method, url, raw, body = json.loads(line)
+            names = [name.lower().encode("latin-1") for name in raw[::2]]
+            values = [value.encode("latin-1") for value in raw[1::2]]
+            pairs = zip(names, values, strict=True)
+            fields = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in pairs]
+            message: Message = (method.encode(), url.encode("latin-1"), fields, body.encode("latin-1"))
+            reading.messages.append(message)
     return reading
 
 
-HARMLESS = ("no request line received",)
-"""What h11 refuses and we need not: an empty line before the request line (RFC 9112 §2.2)."""
+def test_node_reads_the_same(node_port: int) -> None:
+    read = 0
+    for stream in changed_streams(5_000 if LONG else 250):
 
-thorough = settings(
-    max_examples=20_000 if os.environ.get("FUZZ") else 250, deadline=None, suppress_health_check=list(HealthCheck)
-)
+        async def play(stream: bytes = stream) -> None:
+            nonlocal read
+            ours, theirs = await our_requests([stream]), node_requests(node_port, stream)
+            read += len(theirs.messages)
+            if b"HEAD" not in stream:
+                agree(ours, theirs)
+
+        perform(play)
+    assert read > 50
 
 
-@thorough
-@given(STREAMS, CUTS)
-def test_requests_mean_the_same_to_h11(stream: bytes, cuts: list[int]) -> None:
-    async def play() -> None:
-        theirs = h11_requests(stream)
-        whole = await our_requests([stream])
-        assert await our_requests(torn_at(stream, cuts)) == whole, "tearing changes the meaning"
-        both = min(len(theirs.messages), len(whole.messages))
-        assert whole.messages[:both] == theirs.messages[:both]
-        if len(whole.messages) > both and theirs.refusal:
-            assert theirs.refusal.startswith(HARMLESS), (theirs.refusal, whole.messages[both])
-
-    perform(play)
+# --- answers
 
 
 @st.composite
@@ -230,80 +292,23 @@ def responses(draw: st.DrawFn) -> bytes:
     return interim + head + draw(st.sampled_from([framing + more, more + framing])) + draw(END) + body + behind
 
 
-@dataclass
-class Answered:
-    """One answer as a reader took it. `rest`: how many bytes of the stream stand behind its end."""
-
-    status: int = 0
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    payload: bytes = b""
-    complete: bool = False
-    refusal: str = ""
-    rest: int = 0
-
-
-def h11_response(stream: bytes, method: str) -> Answered:
-    answered = Answered()
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-    connection.send(h11.Request(method=method, target="/", headers=[("host", "h")]))
-    connection.send(h11.EndOfMessage())
-    connection.receive_data(stream)
-    connection.receive_data(b"")
-    try:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
-                return answered
-            if isinstance(event, h11.Response):
-                answered.status = event.status_code
-                answered.headers = [(bytes(name), bytes(value)) for name, value in event.headers]
-            elif isinstance(event, h11.Data):
-                answered.payload += bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                answered.complete = True
-                answered.rest = len(connection.trailing_data[0])
-                return answered
-    except h11.RemoteProtocolError as error:
-        answered.refusal = str(error)
-        return answered
-
-
-async def our_response(segments: list[bytes], method: str) -> tuple[Answered, Answer]:
-    answered = Answered()
-    stage = UpstreamStage()
-    answer = Answer()
-    answer.ask(stage.upstream, method.encode() + b" / HTTP/1.1\r\nHost: u\r\n\r\n")
-    for segment in segments:
-        stage.wire.arrives(segment)
-    stage.wire.peer_closes()
-    await turns(3)
-    assert len(answer.ends) == 1
-    if answer.head is not None:
-        answered.status = answer.head.status
-        values = [line.partition(b":")[2].strip(b" \t") for line in answer.head.lines]
-        pairs = zip(answer.head.names, values, strict=True)
-        answered.headers = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in pairs]
-    answered.payload = answer.payload
-    answered.complete = answer.ends == ["done"]
-    if answer.error is not None:
-        answered.refusal = answer.error.detail
-    return answered, answer
-
-
 @thorough
 @given(responses(), CUTS, st.sampled_from(["GET", "HEAD"]))
-def test_answers_mean_the_same_to_h11(stream: bytes, cuts: list[int], method: str) -> None:
+def test_answers_mean_the_same_to_others(stream: bytes, cuts: list[int], method: str) -> None:
     async def play() -> None:
         theirs = h11_response(stream, method)
         ours, answer = await our_response([stream], method)
         if theirs.status and ours.status:
             assert (ours.status, ours.headers) == (theirs.status, theirs.headers)
         if ours.complete:
-            assert theirs.complete or theirs.refusal.startswith(HARMLESS), theirs.refusal
+            assert theirs.complete, theirs.refusal
             assert ours.payload == theirs.payload
             sent = bytes(answer.out).removeprefix(b"<head>")
             assert stream[: len(stream) - theirs.rest].endswith(sent)
             assert len(sent) >= len(ours.payload)
+            if method == "GET":
+                other = llhttp_response(stream)
+                assert other.status < 200 or (other.status, other.payload) == (ours.status, ours.payload)
         again, _ = await our_response(torn_at(stream, cuts), method)
         if theirs.complete and not theirs.rest:
             assert again == ours, "tearing changes the meaning"
