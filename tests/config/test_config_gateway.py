@@ -168,6 +168,10 @@ CHANGED = {
     "https_proxy": "http://proxy:3128",
     "no_proxy": "h",
     "egress_allow": "169.254.169.254",
+    "otel_endpoint": "http://collector:4318",
+    "otel_conventions": "latest",
+    "otel_content": "true",
+    "otel_user": "true",
     "log_format": "json",
     "log_level": "debug",
 }
@@ -181,6 +185,8 @@ def test_every_setting_changes_what_a_gateway_gets(name: str, files: dict[str, s
         given = {f"{which}_cert_file": files["cert.pem"], f"{which}_key_file": files["key.pem"]}
     if name in ("ca_file", "control_ca_file"):
         given = {name: files["ca.pem"]}
+    if name.startswith("structured_logging"):  # the one without the other changes nothing here
+        given = {"structured_logging": "true", "structured_logging_source": "gateway"}
     assert plan(NEEDED | given) != plan()
 
 

@@ -32,6 +32,11 @@ CHANGED: dict[str, str] = {
     "journal_full": "shed-content",
     "journal_max_bytes": "17MiB",
     "structured_logging": "true",
+    "structured_logging_source": "gateway",
+    "otel_endpoint": "http://collector:4318",
+    "otel_conventions": "latest",
+    "otel_content": "true",
+    "otel_user": "true",
     "body_memory_max": "170MiB",
     "body_max_bytes": "17MiB",
     "head_max_bytes": "17KiB",
@@ -79,6 +84,8 @@ def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, s
         usual = {"encryption_keys": KEY}
     if name == "database_listen_url":
         usual = {"encryption_keys": KEY, "database_url": "postgresql://h/d"}
+    if name == "structured_logging_source":
+        usual = {"structured_logging": "true"}
     changed = usual | {name: CHANGED.get(name, "17s")}
     tls = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
     if name.startswith("tls_"):

@@ -46,7 +46,7 @@ CLIENT_VARIABLES = (PREFIX + "URL", PREFIX + "TOKEN")
 FILE_NAME = "ostiary.toml"
 SYSTEM_FILE = Path("/etc/ostiary") / FILE_NAME
 
-PLANNED = frozenset(("retention", "structured_logging_source", "public_url"))
+PLANNED = frozenset(("retention", "public_url"))
 """Names of the design that have no effect yet."""
 
 _PROVIDER_NAME = re.compile(r"(PROVIDER_|OPENAI_|ANTHROPIC_|BEDROCK_)")
@@ -222,12 +222,12 @@ def _parsed(setting: Setting, value: object) -> object:
 
 
 def _translated(given: Given, words: Mapping[str, str] | None, findings: _Findings) -> Given | None:
-    """A value of a migration name whose words mean something else here (all of them are true or false)."""
+    """A value of a migration name whose words mean something else here."""
     if words is None:
         return given
     word = {"t": "true", "1": "true", "f": "false", "0": "false"}.get(given.value.lower(), given.value.lower())
     if word not in words:
-        findings.problems.append(f"{given.origin} must be true or false; it is {given.value!r}")
+        findings.problems.append(f"{given.origin} must be {' or '.join(words)}; it is {given.value!r}")
         return None
     return Given(words[word], given.origin)
 

@@ -108,6 +108,10 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
         actor_header_email=settings.actor_header_email,
         dump_file_max_bytes=settings.dump_file_max_bytes,
         dump_max_bytes=settings.dump_max_bytes,
+        otel_endpoint=settings.otel_endpoint,
+        otel_conventions=settings.otel_conventions,
+        otel_content=settings.otel_content,
+        otel_user=settings.otel_user,
     )
 
 
@@ -121,6 +125,7 @@ def link_settings(settings: Settings) -> LinkSettings:
         metrics_enabled=settings.metrics_listen is not None,
         log=log_settings(settings),
         auth_grace=settings.auth_grace,
+        structured_logging=settings.structured_logging and settings.structured_logging_source != "control",
     )
 
 
@@ -141,7 +146,7 @@ def control_settings(loaded: Loaded) -> ControlSettings:
         on_drift=settings.on_drift,
         allow_byok=settings.allow_byok,
         log=log_settings(settings),
-        structured_logging=settings.structured_logging,
+        structured_logging=settings.structured_logging and settings.structured_logging_source != "gateway",
         ca_file=str(settings.ca_file or ""),
         https_proxy=settings.https_proxy,
         no_proxy=settings.no_proxy,

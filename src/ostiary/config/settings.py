@@ -90,8 +90,10 @@ _BREAKER = "Circuit breaker"
 _ACTOR = "Actor headers"
 _DUMPS = "Dumps"
 _LOG = "Logging"
+_OTEL = "OpenTelemetry"
 
 _DISABLE_CONTENT = {"true": "none", "false": "prompts"}
+_LOGGING_SOURCES = {"coderd": "control", "gateway": "gateway", "both": "both"}
 
 
 class Settings(BaseSettings):
@@ -344,11 +346,20 @@ class Settings(BaseSettings):
         Setting(
             _RECORD,
             values.boolean(),
-            "Write one `interception log` line a record.",
-            only="server",
+            "Write one `interception log` line a record, of level info (docs/observability.md).",
             migration=(("STRUCTURED_LOGGING", None),),
         ),
     ] = False
+    structured_logging_source: Annotated[
+        Literal["control", "gateway", "both"],
+        Setting(
+            _RECORD,
+            values.choice("control", "gateway", "both"),
+            "Who writes those lines: `control` the server when it has stored a record, `gateway` the machine that made "
+            "it, or both.",
+            migration=(("STRUCTURED_LOGGING_SOURCE", _LOGGING_SOURCES),),
+        ),
+    ] = "control"
 
     client_head_timeout: Annotated[
         float, Setting(_CLIENTS, values.duration("1s", "10m"), "Until a client's request head is complete.")
@@ -580,6 +591,39 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"],
         Setting(_LOG, values.choice("debug", "info", "warning", "error"), "The least severe lines written."),
     ] = "info"
+
+    otel_endpoint: Annotated[
+        str,
+        Setting(
+            _OTEL,
+            values.collector_url(),
+            "Send traces and metrics of calls to this collector (OTLP over HTTP); without it none are made. "
+            "The other OTEL_* variables are OpenTelemetry's own (docs/observability.md).",
+            also=("OTEL_EXPORTER_OTLP_ENDPOINT",),
+        ),
+    ] = ""
+    otel_conventions: Annotated[
+        Literal["v1.41", "latest"],
+        Setting(
+            _OTEL,
+            values.conventions(),
+            "Names of attributes and metrics: those of the GenAI semantic conventions v1.41, or the ones after them. "
+            "The variable OTEL_SEMCONV_STABILITY_OPT_IN means `latest` when it holds `gen_ai_latest_experimental`.",
+            also=("OTEL_SEMCONV_STABILITY_OPT_IN",),
+        ),
+    ] = "v1.41"
+    otel_content: Annotated[
+        bool,
+        Setting(
+            _OTEL,
+            values.captured_content(),
+            "Prompts and answers in spans too, as far as `record_content` keeps them.",
+            also=("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",),
+        ),
+    ] = False
+    otel_user: Annotated[
+        bool, Setting(_OTEL, values.boolean(), "The id of the person who asked as an attribute `user.id` of spans.")
+    ] = False
 
 
 def _table() -> dict[str, Setting]:

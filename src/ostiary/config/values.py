@@ -33,6 +33,7 @@ _SIZE_UNITS = {
     "": 1,
 }
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
+CONVENTIONS = ("v1.41", "latest")
 MIN_BOOTSTRAP_TOKEN = 32
 VAULT_KEY_BYTES = 32
 
@@ -366,6 +367,53 @@ def server_url() -> Kind:
         return given
 
     return Kind(allowed, parse, metavar="URL")
+
+
+def collector_url() -> Kind:
+    """Nothing for none."""
+    allowed = "the base URL of an OTLP/HTTP collector, e.g. http://127.0.0.1:4318; credentials go into headers"
+
+    def parse(value: object) -> str:
+        given = _text(value).rstrip("/")
+        try:
+            url = urlsplit(given)
+            usable = bool(url.hostname) and url.port != 0
+        except ValueError:
+            raise ValueError(allowed) from None
+        wrong = url.scheme not in ("http", "https") or not usable or url.query or url.fragment or "@" in url.netloc
+        if given and wrong:
+            raise ValueError(allowed)
+        return given
+
+    return Kind(allowed, parse, metavar="URL")
+
+
+def conventions() -> Kind:
+    """Also the words of OTEL_SEMCONV_STABILITY_OPT_IN: a list of which one item concerns us."""
+    allowed = f"{CONVENTIONS[0]} or {CONVENTIONS[1]}"
+
+    def parse(value: object) -> str:
+        words = [word.lower() for word in _items(value)]
+        if len(words) == 1 and words[0] in CONVENTIONS:
+            return words[0]
+        if not all(re.fullmatch(r"[a-z_]+(/[a-z]+)?", word, re.ASCII) for word in words):
+            raise ValueError(allowed)
+        return CONVENTIONS["gen_ai_latest_experimental" in words]
+
+    return Kind(allowed, parse, str, "|".join(CONVENTIONS))
+
+
+def captured_content() -> Kind:
+    """Also the words of OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT; there are spans here and no events."""
+    plain = boolean()
+    words = {"span_only": True, "span_and_event": True, "event_only": False, "no_content": False}
+
+    def parse(value: object) -> bool:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        found: bool = words[word] if word in words else plain.parse(value)
+        return found
+
+    return Kind(plain.allowed, parse, plain.show, plain.metavar)
 
 
 def gateway_key() -> Kind:

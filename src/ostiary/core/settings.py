@@ -89,6 +89,11 @@ class GatewaySettings(Struct, frozen=True):
     dump_file_max_bytes: int = 16 * 1024**2
     dump_max_bytes: int = 1024**3
     """Of the whole directory."""
+    otel_endpoint: str = ""
+    """Base URL of an OTLP/HTTP collector. Empty: no telemetry is made."""
+    otel_conventions: Literal["v1.41", "latest"] = "v1.41"
+    otel_content: bool = False
+    otel_user: bool = False
 
 
 class LinkSettings(Struct, frozen=True):
@@ -104,6 +109,8 @@ class LinkSettings(Struct, frozen=True):
     log: LogSettings = LogSettings()
     poll_interval: float = 10.0
     """Seconds between two looks at the revision; changes are pushed besides."""
+    structured_logging: bool = False
+    """Log each record that is shipped."""
     auth_ttl: float = 60.0
     """How long an answer may be used while revocations are pushed."""
     auth_grace: float = 3600.0

@@ -570,7 +570,7 @@ class Exchange:
             ending.error_type = "unknown"
         if facts is not None and outcome == "completed" and not facts.complete and not facts.unparsed:
             self._notes += ("the answer ended without the format's own end",)
-        record.end(
+        ended = record.end(
             time_ns() // 1000,
             ending,
             hint=call.hint,
@@ -578,6 +578,9 @@ class Exchange:
             trace=self._trace(call),
             seconds=(ended_ns - self.t0) / 1e9,
         )
+        telemetry = self.worker.telemetry
+        if telemetry is not None:
+            telemetry.ended(record.start, ended, self.head, self.admission.provider)
         self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
 
     def _finish(self, failed: bool | None) -> None:

@@ -37,22 +37,24 @@ class Interception:
 
     def end(
         self, now_us: int, ending: Ending, *, hint: str, facts: ResponseFacts | None, trace: Trace, seconds: float
-    ) -> None:
-        """Write the end and count it. `now_us` is in Unix microseconds, `seconds` how long it all took."""
+    ) -> InterceptionEnd:
+        """Write the end and count it; gives what was to be written.
+
+        `now_us` is in Unix microseconds, `seconds` how long it all took.
+        """
         worker = self._worker
         start = self.start
-        self._append(
-            end_record(
-                start.id,
-                now_us,
-                ending,
-                hint=hint,
-                facts=facts,
-                tool_results=self._tool_results,
-                trace=trace,
-                content="none" if worker.journal.shed_content else worker.settings.record_content,
-            )
+        record = end_record(
+            start.id,
+            now_us,
+            ending,
+            hint=hint,
+            facts=facts,
+            tool_results=self._tool_results,
+            trace=trace,
+            content="none" if worker.journal.shed_content else worker.settings.record_content,
         )
+        self._append(record)
         self._inflight[0] -= 1
         worker.metrics.ended(
             start.provider_name,
@@ -65,6 +67,7 @@ class Interception:
             prompted=start.prompt is not None,
             facts=facts,
         )
+        return record
 
     def _append(self, record: InterceptionEnd) -> None:
         journal = self._worker.journal

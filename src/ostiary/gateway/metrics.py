@@ -116,6 +116,9 @@ class GatewayMetrics:
         self.unparsed = registry.counter(
             "ostiary_unparsed_answers", "Answers whose facts could not be read in full.", "provider"
         )
+        self.telemetry_dropped = registry.counter(
+            "ostiary_telemetry_dropped", "Interceptions of which OpenTelemetry was not told.", "reason"
+        )
         self.client_connections = registry.gauge("ostiary_client_connections", "Open client connections.").cell()
         self.upstream_idle = registry.gauge("ostiary_upstream_idle_connections", "Pooled upstream connections.").cell()
         self._handles: dict[tuple[str, str, str, str], InterceptionHandles] = {}

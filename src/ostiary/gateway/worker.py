@@ -41,6 +41,7 @@ from .metrics import GatewayMetrics
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target, split_path
 from .snapshot import Snapshot, build_snapshot
+from .telemetry import Telemetry
 
 log = structlog.get_logger()
 
@@ -96,6 +97,7 @@ class Worker:
             if settings.dump_dir
             else None
         )
+        self.telemetry = Telemetry.open(settings, self.metrics)
         self.pinged: set[ChangedAnswer] = set()
         """Streams whose clients are told that they are alive."""
         times = _ServerTimes(settings)
@@ -280,6 +282,8 @@ class Worker:
         self.pool.close()
         if self.dumps is not None:
             await asyncio.to_thread(self.dumps.close)
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
 
     async def _close_idle(self, cut: asyncio.Event) -> None:
         """Close connections without a request; to one that has only just been made, its first is on the way."""

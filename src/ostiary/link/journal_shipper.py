@@ -58,7 +58,7 @@ class ShipperMetrics:
 
 class JournalShipper:
     """`ship()` returns when the journal is gone. `slots` bounds the batches under way on this machine; `on_failure` is
-    told of every failed call."""
+    told of every failed call, `tell` is given each record before it is sent for the first time."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class JournalShipper:
         metrics: ShipperMetrics,
         slots: asyncio.Semaphore,
         on_failure: Callable[[], None],
+        tell: Callable[[list[bytes]], None] | None = None,
     ) -> None:
         self.id = path.name
         self.tail = Tail(path)
@@ -80,6 +81,9 @@ class JournalShipper:
         self._metrics = metrics
         self._slots = slots
         self._on_failure = on_failure
+        self._tell = tell
+        self._told_seq = 0
+        """Up to here `tell` has been given them: a batch that is sent again is not told again."""
         self._files = JournalFiles(path)
         self._backoff = Backoff()
         self._wake = asyncio.Event()
@@ -112,6 +116,8 @@ class JournalShipper:
         try:
             run = await self._in_thread(self._files.read, self._max_records, BATCH_BYTES)
             self._tell_troubles(run)
+            if self._tell is not None:
+                self._tell_records(self._tell, run)
             if not run.records:
                 return await self._at_end()
         except JournalUnreadableError as exc:
@@ -245,6 +251,13 @@ class JournalShipper:
         self._path.rename(aside)
         log.error("setting damaged journal aside", path=str(aside))
         return True
+
+    def _tell_records(self, tell: Callable[[list[bytes]], None], run: Run) -> None:
+        """Before they are sent: what an answer that was lost had acknowledged would not come here again."""
+        new = run.records[max(0, self._told_seq + 1 - run.first_seq) :]
+        if new:
+            self._told_seq = run.first_seq + len(run.records) - 1
+            tell(new)
 
     def _tell_troubles(self, run: Run) -> None:
         for trouble in run.troubles:

@@ -25,6 +25,7 @@ from .client import ControlClient
 from .connection import Connection
 from .health import Board
 from .health_metrics import HealthMetrics
+from .interception_log import log_records
 from .journal_shipper import ShipperMetrics
 from .metrics_page import MetricsServer
 from .shipper import Shipper
@@ -84,6 +85,7 @@ class _Link:
             client,
             ShipperMetrics(self._registry),
             on_failure=lambda: self._poll.notice(reached=False),
+            tell=log_records if settings.structured_logging else None,
         )
         memory = self._memory = Memory(time.monotonic, time.time, settings.auth_ttl, settings.auth_grace)
         self._cache: Cache | None = None

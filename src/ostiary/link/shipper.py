@@ -38,15 +38,21 @@ class JournalState(NamedTuple):
 
 
 class Shipper:
-    """`run` it. `on_failure` is told of every failed call, so that the heartbeat looks at once."""
+    """`run` it. `on_failure` is told of every failed call, so that the heartbeat looks at once; `tell` of the records."""
 
     def __init__(
-        self, root: Path, client: ControlClient, metrics: ShipperMetrics, on_failure: Callable[[], None]
+        self,
+        root: Path,
+        client: ControlClient,
+        metrics: ShipperMetrics,
+        on_failure: Callable[[], None],
+        tell: Callable[[list[bytes]], None] | None = None,
     ) -> None:
         self._root = root
         self._client = client
         self._metrics = metrics
         self._on_failure = on_failure
+        self._tell = tell
         self._slots = asyncio.Semaphore(CONCURRENT_BATCHES)
         self._journals: dict[str, JournalShipper] = {}
         self._tasks: dict[asyncio.Task[None], JournalShipper] = {}
@@ -120,7 +126,7 @@ class Shipper:
             if self._resting.get(journal_id, 0.0) <= time.monotonic():
                 self._resting.pop(journal_id, None)
                 journal = JournalShipper(
-                    self._root / journal_id, self._client, self._metrics, self._slots, self._on_failure
+                    self._root / journal_id, self._client, self._metrics, self._slots, self._on_failure, self._tell
                 )
                 self._journals[journal_id] = journal
                 self._tasks[asyncio.create_task(journal.ship(), name=f"ship {journal_id}")] = journal
