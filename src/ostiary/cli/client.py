@@ -25,7 +25,7 @@ import httpx
 from ostiary import __version__
 from ostiary.core.secret import Secret
 
-from .failure import Failure
+from .failure import Failure, Refused
 from .output import clean, note
 
 DEFAULT_URL = "http://127.0.0.1:4000"
@@ -204,13 +204,20 @@ class Client:
 
     def _ask(self, method: str, path: str, *, query: dict[str, object] | None = None, body: Any = None) -> Any:
         parameters = {name: str(value) for name, value in (query or {}).items() if value not in (None, "")}
-        try:
-            answer = self._http.request(method, path, params=parameters, json=body)
-        except httpx.HTTPError as exc:
-            raise Failure(self._unreachable(exc)) from None
+        answer = self.send(method, path, query=parameters, body=body)
         if answer.is_success:
             return self._content(answer)
-        raise Failure(self._refusal(answer))
+        raise Refused(self._refusal(answer), answer.status_code)
+
+    def send(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None, within: float = 0.0
+    ) -> httpx.Response:
+        """The answer whatever its status; `within` so many seconds of silence instead of the usual."""
+        timeout = httpx.Timeout(within, connect=min(within, 5.0)) if within else _TIMEOUT
+        try:
+            return self._http.request(method, path, params=query, json=body, timeout=timeout)
+        except httpx.HTTPError as exc:
+            raise Failure(self._unreachable(exc)) from None
 
     def _content(self, answer: httpx.Response) -> Any:
         if not answer.content:

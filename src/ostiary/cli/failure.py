@@ -12,6 +12,14 @@ class Failure(Exception):  # noqa: N818  it is not a bug, it is the answer
         self.status = status
 
 
+class Refused(Failure):
+    """A server answered with an error, of HTTP status `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def wrong_usage(message: str) -> NoReturn:
     """The command was called wrongly: exit status 2."""
     raise Failure(message, 2)

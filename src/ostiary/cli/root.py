@@ -25,6 +25,7 @@ ENTRIES = {
     "gateway": Entry(f"{_HERE}.gateway", "Start a gateway for a server elsewhere; keys of such gateways.", _RUN),
     "fake-provider": Entry(f"{_HERE}.fake_provider", "Start a fake provider to try things against.", _RUN),
     "config": Entry(f"{_HERE}.config_command", "Show the settings of `ostiary server`, or check them.", _RUN),
+    "doctor": Entry(f"{_HERE}.doctor", "Check a running installation, and say how to mend it.", _RUN),
     "login": Entry(f"{_HERE}.login", "Remember a server and your token for the commands below.", _MANAGE),
     "providers": Entry(f"{_HERE}.providers", "Providers and their keys.", _MANAGE),
     "users": Entry(f"{_HERE}.users", "People and services.", _MANAGE),

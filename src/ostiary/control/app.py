@@ -6,6 +6,7 @@ from ostiary import __version__
 
 from .api import (
     audit,
+    diagnosis,
     docs,
     errors,
     gateway_keys,
@@ -40,6 +41,7 @@ _ROUTERS = (
     tokens.router,
     audit.router,
     vault.router,
+    diagnosis.router,
     health.router,
     docs.router,
 )

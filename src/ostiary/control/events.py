@@ -75,6 +75,8 @@ class Events:
         self._heard = 0
         self._watchers: dict[str, set[Subscription]] = {channel: set() for channel in CHANNELS}
         self._stopping = False
+        self.listening = False
+        """Whether the database tells of changes now; without it they are found by polling."""
 
     @contextmanager
     def subscribe(self, channel: str) -> Iterator[Subscription]:
@@ -138,6 +140,7 @@ class Events:
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._notified)
             log.info("listening for changes", channels=CHANNELS)
+            self.listening = True
             await self._read_numbers()
             self._wake(*CHANNELS)
             while not lost.is_set():
@@ -150,6 +153,7 @@ class Events:
         except DATABASE_ERRORS as exc:
             return cause(exc)
         finally:
+            self.listening = False
             connection.terminate()
         return "the connection was lost"
 

@@ -67,10 +67,7 @@ def wanted_weeks(now: datetime) -> Iterator[Week]:
 async def make_ahead(engine: AsyncEngine, now: datetime) -> int:
     """Make what is missing of the weeks around `now`; gives how many partitions were made."""
     async with engine.connect() as connection:
-        present = await _present(connection)
-        missing = [
-            (table, week) for week in wanted_weeks(now) for table in PARTITIONED if _name(table, week) not in present
-        ]
+        missing = await _missing(connection, now)
         await connection.rollback()
         for table, week in missing:
             async with connection.begin():
@@ -100,6 +97,16 @@ async def keep_ahead(engine: AsyncEngine) -> None:
     while True:
         await asyncio.sleep(delay)
         delay = INTERVAL if await try_make_ahead(engine) else RETRY_INTERVAL
+
+
+async def missing_partitions(connection: AsyncConnection, now: datetime) -> list[str]:
+    """The partitions that there must be at `now` and are not, by name."""
+    return [_name(table, week) for table, week in await _missing(connection, now)]
+
+
+async def _missing(connection: AsyncConnection, now: datetime) -> list[tuple[str, Week]]:
+    present = await _present(connection)
+    return [(table, week) for week in wanted_weeks(now) for table in PARTITIONED if _name(table, week) not in present]
 
 
 def _name(table: str, week: Week) -> str:
