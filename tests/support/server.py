@@ -163,7 +163,7 @@ class Server:
     def get(self, path: str, **query: Any) -> Any:
         return self.owner.get(path, params=query).raise_for_status().json()
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         page = self.owner.get(self.metrics_url).raise_for_status().text
         samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
