@@ -99,10 +99,24 @@ def test_unknown_variables_are_warned_about_with_a_suggestion() -> None:
 
 def test_planned_settings_are_said_to_have_no_effect(tmp_path: Path) -> None:
     assert not PLANNED & set(SETTINGS)
-    loaded = load({}, {"CODER_AI_GATEWAY_RETENTION": "5d", "OSTIARY_PUBLIC_URL": "http://o"})
+    loaded = load({}, {"CODER_AI_GATEWAY_PUBLIC_URL": "http://o", "OSTIARY_PUBLIC_URL": "http://o"})
     assert [line.partition(" ")[2] for line in loaded.warnings] == ["is not supported yet and has no effect"] * 2
-    (tmp_path / "ostiary.toml").write_text("retention = 5\n")
-    assert problems() == ["retention in ostiary.toml is not supported yet; remove it"]
+    (tmp_path / "ostiary.toml").write_text('public_url = "http://o"\n')
+    assert problems() == ["public_url in ostiary.toml is not supported yet; remove it"]
+
+
+def test_records_are_kept_for_sixty_days_for_as_long_as_was_said_or_for_ever(tmp_path: Path) -> None:
+    assert load({}, {}).settings.retention == 60 * 86400
+    assert load({}, {"CODER_AI_GATEWAY_RETENTION": "1440h0m0s"}).settings.retention == 60 * 86400
+    for none in ("0", "0s", "0d"):
+        assert load({"retention": none}, {}).settings.retention == 0
+    (tmp_path / "ostiary.toml").write_text("retention = 0\n")
+    assert load({}, {}).settings.retention == 0
+    for wrong in ("retention = false", "retention = 60", 'retention = "12h"', 'retention = "60"', 'retention = ""'):
+        (tmp_path / "ostiary.toml").write_text(wrong + "\n")
+        assert [one.partition(" must be ")[2].partition(";")[0] for one in problems()] == [
+            "0, or a duration from 1d to 3650d, e.g. 3650d"
+        ], wrong
 
 
 def test_migration_names_are_read() -> None:

@@ -31,6 +31,7 @@ CHANGED: dict[str, str] = {
     "journal_sync": "always",
     "journal_full": "shed-content",
     "journal_max_bytes": "17MiB",
+    "retention": "17d",
     "structured_logging": "true",
     "structured_logging_source": "gateway",
     "otel_endpoint": "http://collector:4318",

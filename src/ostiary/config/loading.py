@@ -46,7 +46,7 @@ CLIENT_VARIABLES = (PREFIX + "URL", PREFIX + "TOKEN")
 FILE_NAME = "ostiary.toml"
 SYSTEM_FILE = Path("/etc/ostiary") / FILE_NAME
 
-PLANNED = frozenset(("retention", "public_url"))
+PLANNED = frozenset(("public_url",))
 """Names of the design that have no effect yet."""
 
 _PROVIDER_NAME = re.compile(r"(PROVIDER_|OPENAI_|ANTHROPIC_|BEDROCK_)")

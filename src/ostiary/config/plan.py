@@ -147,6 +147,7 @@ def control_settings(loaded: Loaded) -> ControlSettings:
         allow_byok=settings.allow_byok,
         log=log_settings(settings),
         structured_logging=settings.structured_logging and settings.structured_logging_source != "gateway",
+        retention=settings.retention,
         ca_file=str(settings.ca_file or ""),
         https_proxy=settings.https_proxy,
         no_proxy=settings.no_proxy,

@@ -341,6 +341,17 @@ class Settings(BaseSettings):
         int,
         Setting(_RECORD, values.size("1MiB", "1024GiB"), "Disk space a worker's journal may take."),
     ] = 4 * 1024**3
+    retention: Annotated[
+        float,
+        Setting(
+            _RECORD,
+            values.duration_or_zero("1d", "3650d"),
+            "How long records are kept in the database; whole weeks go, each once all of it is older "
+            "([retention.md](retention.md)). `0`: for ever.",
+            only="server",
+            migration=(("RETENTION", None),),
+        ),
+    ] = 60 * 86400.0
     structured_logging: Annotated[
         bool,
         Setting(

@@ -135,6 +135,24 @@ def duration(low: str, high: str) -> Kind:
     return Kind(allowed, parse, show_duration, "DURATION")
 
 
+def duration_or_zero(low: str, high: str) -> Kind:
+    """As `duration`, or 0 without a unit."""
+    inner = duration(low, high)
+    allowed = f"0, or a duration from {low} to {high}, e.g. {high}"
+
+    def parse(value: object) -> float:
+        text = value.strip().lower() if isinstance(value, str) else value
+        # TOML has numbers; true is none
+        if (type(text) is int and text == 0) or text == "0" or (isinstance(text, str) and parse_duration(text) == 0):
+            return 0.0
+        try:
+            return float(inner.parse(value))
+        except ValueError:
+            raise ValueError(allowed) from None
+
+    return Kind(allowed, parse, lambda seconds: show_duration(seconds) if seconds else "0", "DURATION")
+
+
 def parse_size(value: str) -> int | None:
     """Bytes of e.g. `65536`, `32MiB`, `1.5GB`; None when it is no size."""
     match = _SIZE.fullmatch(value)

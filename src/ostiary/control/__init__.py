@@ -6,7 +6,8 @@
 `services`    the RPC side, behind its gate
 `ingest`      journal frames to rows, exactly once
 `store`       tables, migrations, and reading the record
-`partitions`  weeks of recorded data, made ahead
+`partitions`  weeks of recorded data, made ahead and dropped behind; `retention` says what goes when
+`traffic`     what the last minute brought, summed up once for all who ask
 `database`    the engine, and what to say when there is none; `locks` are the advisory locks
 `providers`   providers as rows; `seed` brings those of the environment in
 `identity`    people and their tokens

@@ -18,7 +18,9 @@ from .api import (
     providers,
     replicas,
     sessions,
+    storage,
     tokens,
+    traffic,
     users,
     vault,
 )
@@ -33,6 +35,8 @@ _RECORD_ROUTERS = (
     models_clients.router,
     journals.router,
     replicas.router,
+    storage.router,
+    traffic.router,
 )
 _ROUTERS = (
     providers.router,

@@ -125,7 +125,7 @@ async def diagnose(control: ControlPlane, connection: AsyncConnection) -> Diagno
     return Diagnosis(
         server=await asyncio.to_thread(_server, control),
         database=database,
-        partitions=await _partitions(connection, database.now),
+        partitions=await _partitions(connection, database.now, control.settings.retention),
         journals=await _journals(connection),
     )
 
@@ -188,8 +188,8 @@ def _migration_state(here: str, newest: str, known: frozenset[str]) -> Literal["
     return "older" if here in known else "newer"
 
 
-async def _partitions(connection: AsyncConnection, now: datetime) -> PartitionFacts:
-    missing = await missing_partitions(connection, now)
+async def _partitions(connection: AsyncConnection, now: datetime, retention: float) -> PartitionFacts:
+    missing = await missing_partitions(connection, now, retention)
     found = []
     for table in PARTITIONED:
         query = text(f"SELECT count(*) FROM (SELECT 1 FROM {table}_default LIMIT {MAX_COUNTED}) AS counted")  # noqa: S608  names of ours

@@ -27,6 +27,8 @@ class Lock(IntEnum):
     """Class of the two-key locks that order late lineage repairs, one an initiator."""
     REVOKE = _PREFIX | 7
     """Held from a revocation's numbering to its commit, so that numbers become visible in order."""
+    RETENTION = _PREFIX | 8
+    """Held by the control plane that removes what is older than the retention, for as long as it is at it."""
 
 
 SEED_LOCK: Final = int(Lock.SEED)

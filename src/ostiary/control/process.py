@@ -23,7 +23,7 @@ from ostiary.core.messages import ControlBoot, Drain, Drained, Fatal, Ready
 from ostiary.core.settings import ControlSettings
 from ostiary.core.supervision import Supervision
 
-from . import database, identity, partitions, seed, vault
+from . import database, identity, partitions, retention, seed, vault
 from .app import create_app
 from .events import Events
 from .ingest import link_recent_orphans
@@ -60,7 +60,7 @@ async def run(boot: ControlBoot, fd: int, supervision: Supervision) -> int:
                 return 1
             if control is not None:
                 try:
-                    async with _running(_keep_house(control.engine)), _running(control.events.run()):
+                    async with _running(_keep_house(control)), _running(control.events.run()):
                         await _serve(control, listening, supervision, drain, cut)
                 finally:
                     await control.dispose()
@@ -82,7 +82,7 @@ async def _start(settings: ControlSettings, supervision: Supervision) -> Control
     await _migrate(settings)
     engine = await _connect(settings)
     try:
-        await partitions.try_make_ahead(engine)
+        await partitions.try_make_ahead(engine, settings.retention)
         with _step("open the vault"):
             opened = await vault.open_vault(engine, settings)
         with _step("make the owner"):
@@ -202,12 +202,14 @@ async def _serve(
         await server.serve(sockets=[listening])
 
 
-async def _keep_house(engine: AsyncEngine) -> None:
+async def _keep_house(control: ControlPlane) -> None:
     try:
-        await link_recent_orphans(engine, datetime.now(UTC))
+        await link_recent_orphans(control.engine, datetime.now(UTC))
     except database.DATABASE_ERRORS as exc:
         log.warning("leaving recent orphans without parents", cause=database.cause(exc))
-    await partitions.keep_ahead(engine)
+    kept = control.settings.retention
+    async with _running(retention.keep(control.engine, kept)):
+        await partitions.keep_ahead(control.engine, kept)
 
 
 # --- tasks

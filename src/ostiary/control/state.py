@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ostiary.core.settings import ControlSettings
 
 from .gateway_keys import GatewayCalls
+from .traffic import TrafficBoard
 
 if TYPE_CHECKING:
     from .events import Events
@@ -25,9 +26,11 @@ class ControlPlane:
     rpc_only: AsyncEngine | None = None
     """The way to the database under the narrow role of RPC; None where there is none."""
     gateway_calls: GatewayCalls = field(init=False)
+    traffic: TrafficBoard = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gateway_calls", GatewayCalls(self.rpc_engine))
+        object.__setattr__(self, "traffic", TrafficBoard(self.engine))
 
     @property
     def rpc_engine(self) -> AsyncEngine:

@@ -156,6 +156,8 @@ class ControlSettings(Struct, frozen=True):
     allow_byok: bool = True
     log: LogSettings = LogSettings()
     structured_logging: bool = False
+    retention: float = 60 * 86400.0
+    """Seconds that records are kept; 0: for ever."""
     ca_file: str = ""
     """As of the workers, and so the next three: for the calls by which keys are tried."""
     https_proxy: Secret = Secret("")

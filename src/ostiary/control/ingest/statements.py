@@ -180,10 +180,10 @@ ON CONFLICT (session_id, initiator_id) DO UPDATE SET
 """
 
 ADD_FACETS: Final = """
-INSERT INTO interception_facets (kind, value, initiator_id)
+INSERT INTO interception_facets AS f (kind, value, initiator_id)
 SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[]) AS u(kind, value, initiator_id)
 ORDER BY kind, value, initiator_id
-ON CONFLICT DO NOTHING
+ON CONFLICT (kind, value, initiator_id) DO UPDATE SET last_seen = now() WHERE f.last_seen < now() - interval '1 hour'
 """
 
 # --- lineage

@@ -7,13 +7,16 @@ Rules
 - No record blocks the others. One that cannot be read or be rows is kept in `ingest_rejected`. What only the database
   finds wrong fails the transaction; it is then repeated in halves behind savepoints until the bad record stands alone.
 - An interception that starts and ends in one batch is written once, with its end.
+- What comes late for a week that retention has dropped is stored all the same, in the default partition, and kept for
+  the retention from then on. The end of a call that was dropped is rejected, and its content not kept aside.
 - The lock LINEAGE is held shared while parents are read and their children written; `repair` takes it exclusively.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -23,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control.database import cause, driver
 from ostiary.control.locks import Lock
+from ostiary.control.partitions import kept_from
 from ostiary.core.records import InterceptionEnd, InterceptionStart, Record, WorkerGone, decode_record
 
 from . import statements as sql
@@ -38,6 +42,8 @@ CONCURRENT_BATCHES: Final = 6
 BATCH_TIMEOUT: Final = 60.0
 _ATTEMPTS: Final = 3
 _KNOWN_FACETS: Final = 10_000
+_FACETS_KNOWN_FOR: Final = 6 * 3600.0
+"""Seconds until they are told to the database anew: retention removes those that have not been seen for long."""
 
 _RECORD_ERRORS: Final = (
     asyncpg.DataError,
@@ -124,11 +130,14 @@ class _Stored(NamedTuple):
 class Ingest:
     """Stores batches; safe to use from many tasks and many control planes at once."""
 
-    def __init__(self, engine: AsyncEngine, *, structured_logging: bool = False) -> None:
+    def __init__(self, engine: AsyncEngine, *, structured_logging: bool = False, retention: float = 0.0) -> None:
+        """`retention`: seconds that records are kept; 0: for ever."""
         self._engine = engine
         self._structured_logging = structured_logging
+        self._retention = retention
         self._slots = asyncio.Semaphore(CONCURRENT_BATCHES)
         self._facets: set[tuple[str, str, str]] = set()
+        self._facets_since = time.monotonic()
 
     async def store(self, journal_id: str, first_seq: int, payloads: Sequence[bytes]) -> Ack:
         """Store frames `first_seq`, `first_seq + 1`, ...; the answer is given once they are committed.
@@ -175,38 +184,48 @@ class Ingest:
                 )
                 if batch.last_seq <= acked:
                     return Ack(acked, []), outcome
+                kept = kept_from(datetime.now(UTC), self._retention)
                 for run in _runs([frame for frame in batch.frames if frame.seq > acked]):
-                    outcome.add(await self._store_run(db, batch.journal_id, run, careful))
-                await self._add_facets(db, outcome.facets)
+                    outcome.add(await self._store_run(db, batch.journal_id, run, careful, kept))
+                told = await self._add_facets(db, outcome.facets)
                 await _finish(db, batch, outcome)
-        self._remember(outcome.facets)
+        self._facets |= told  # now that they are committed
         return Ack(batch.last_seq, sorted(outcome.rejected)), outcome
 
-    async def _store_run(self, db: Any, journal_id: str, run: list[_Frame], careful: bool) -> _Outcome:  # Any: asyncpg
+    async def _store_run(
+        self,
+        db: Any,  # Any: asyncpg
+        journal_id: str,
+        run: list[_Frame],
+        careful: bool,
+        kept: str,
+    ) -> _Outcome:
         if not careful:
-            return await _write(db, journal_id, run)
+            return await _write(db, journal_id, run, kept)
         try:
             async with db.transaction():
-                return await _write(db, journal_id, run)
+                return await _write(db, journal_id, run, kept)
         except _RECORD_ERRORS as exc:
             if len(run) == 1:
                 return _Outcome(
                     rejected=[Rejected(run[0].seq, f"the database refuses it: {cause(exc)}", run[0].payload)]
                 )
         half = len(run) // 2
-        outcome = await self._store_run(db, journal_id, run[:half], careful)
-        outcome.add(await self._store_run(db, journal_id, run[half:], careful))
+        outcome = await self._store_run(db, journal_id, run[:half], careful, kept)
+        outcome.add(await self._store_run(db, journal_id, run[half:], careful, kept))
         return outcome
 
-    async def _add_facets(self, db: Any, facets: set[tuple[str, str, str]]) -> None:  # Any: asyncpg
+    async def _add_facets(
+        self, db: Any, facets: set[tuple[str, str, str]]
+    ) -> set[tuple[str, str, str]]:  # Any: asyncpg
+        """Tell the database of those that it was not told of lately, and give them."""
+        if len(self._facets) > _KNOWN_FACETS or time.monotonic() - self._facets_since > _FACETS_KNOWN_FOR:
+            self._facets.clear()
+            self._facets_since = time.monotonic()
         new = facets - self._facets
         if new:
             await db.execute(sql.ADD_FACETS, *_transposed(sorted(new)))
-
-    def _remember(self, facets: set[tuple[str, str, str]]) -> None:
-        if len(self._facets) > _KNOWN_FACETS:
-            self._facets.clear()
-        self._facets |= facets
+        return new
 
     def _tell(self, journal_id: str, outcome: _Outcome) -> None:
         for one in outcome.rejected:
@@ -283,11 +302,11 @@ async def _finish(db: Any, batch: _Batch, outcome: _Outcome) -> None:  # Any: as
     )
 
 
-async def _write(db: Any, journal_id: str, run: list[_Frame]) -> _Outcome:  # Any: asyncpg
+async def _write(db: Any, journal_id: str, run: list[_Frame], kept: str) -> _Outcome:  # Any: asyncpg
     if isinstance(run[0].rows, WorkerGone):
         await _interrupt_open(db, journal_id, run[0].rows)
         return _Outcome(stored=1, gone=True)
-    return await _RunWriter(db, journal_id, run).write()
+    return await _RunWriter(db, journal_id, run, kept).write()
 
 
 async def _interrupt_open(db: Any, journal_id: str, gone: WorkerGone) -> None:  # Any: asyncpg
@@ -319,9 +338,11 @@ async def _touch_sessions(db: Any, rows: list[Row]) -> None:  # Any: asyncpg
 class _RunWriter:
     """Writes starts and ends; one is made for each run of frames."""
 
-    def __init__(self, db: Any, journal_id: str, run: list[_Frame]) -> None:  # Any: asyncpg
+    def __init__(self, db: Any, journal_id: str, run: list[_Frame], kept: str) -> None:  # Any: asyncpg
+        """`kept`: the smallest id of which records are still kept."""
         self._db = db
         self._journal_id = journal_id
+        self._kept = kept
         self._outcome = _Outcome()
         self._starts: dict[str, StartRows] = {}
         self._ends: dict[str, _Frame] = {}
@@ -434,8 +455,7 @@ class _RunWriter:
         for interception_id, frame in left.items():
             assert isinstance(frame.rows, EndRows)
             if interception_id not in stored:
-                reason = "its interception is not known: no start of it is stored"
-                self._outcome.rejected.append(Rejected(frame.seq, reason, frame.payload))
+                self._outcome.rejected.append(self._without_start(interception_id, frame))
             elif stored[interception_id].ended:
                 self._outcome.duplicate += 1
             else:
@@ -450,6 +470,11 @@ class _RunWriter:
                 self._sessions.append((one.session_id, one.initiator_id, one.started_at, None, True))
             else:
                 self._outcome.duplicate += 1
+
+    def _without_start(self, interception_id: str, frame: _Frame) -> Rejected:
+        if interception_id < self._kept:
+            return Rejected(frame.seq, "its interception was removed: it is older than the retention", b"")
+        return Rejected(frame.seq, "its interception is not known: no start of it is stored", frame.payload)
 
     async def _insert_children(self) -> None:
         """What belongs to the starts and ends that are new; of the others it is stored already."""

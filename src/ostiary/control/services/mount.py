@@ -34,7 +34,8 @@ _MAX_STATUS_BYTES: Final = 1024**2
 
 def rpc_application(control: ControlPlane) -> ASGIApp:
     """Mount it under each of `RPC_PATHS`."""
-    ingest = Ingest(control.rpc_engine, structured_logging=control.settings.structured_logging)
+    settings = control.settings
+    ingest = Ingest(control.rpc_engine, structured_logging=settings.structured_logging, retention=settings.retention)
     services: list[Any] = [  # Any: the generated classes are ASGI applications by asgiref's types
         RecorderASGIApplication(RecorderService(ingest), read_max_bytes=MAX_BATCH_BYTES),
         AuthorizerASGIApplication(

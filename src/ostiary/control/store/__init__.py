@@ -6,6 +6,7 @@
 `shapes`         what reading gives
 `interceptions`  single requests; `sessions`  what belongs together, as threads
 `facets`         models and clients there are; `journals`  how far each is stored
-`replicas`       what gateways told of themselves
+`replicas`       what gateways told of themselves; `traffic`  what the last minute brought
+`storage`        how much room it all takes; `housekeeping`  how old records were removed last
 `rpc_role`       the role under which gateways are answered
 """

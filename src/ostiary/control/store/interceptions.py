@@ -183,7 +183,7 @@ def _visible(only: str | None) -> ColumnElement[bool]:
     return true() if only is None else i.initiator_id == only
 
 
-_OMITTED: Final = frozenset(("initiator_id", "username", "metadata"))
+_OMITTED: Final = frozenset(("initiator_id", "username", "metadata", "stored_at"))
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:  # Any: one column each

@@ -81,7 +81,12 @@ async def store_replica(connection: AsyncConnection, replica_id: str, **columns:
     statement = insert(replicas).values(replica_id=replica_id, **columns)
     changed = {name: statement.excluded[name] for name in columns} | {"last_seen": func.now()}
     await connection.execute(statement.on_conflict_do_update(index_elements=[r.replica_id], set_=changed))
-    await connection.execute(_PRUNE, {"kept": KEPT, "most": MAX_REPLICAS})
+    await forget_replicas(connection)
+
+
+async def forget_replicas(connection: AsyncConnection) -> int:
+    """Forget those long gone; gives how many."""
+    return (await connection.execute(_PRUNE, {"kept": KEPT, "most": MAX_REPLICAS})).rowcount
 
 
 async def list_replicas(connection: AsyncConnection) -> ReplicaPage:

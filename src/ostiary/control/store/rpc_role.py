@@ -47,7 +47,7 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "tool_usages": ("SELECT (interception_id, tool_call_id)", "INSERT"),
     "model_thoughts": ("INSERT",),
     "interception_sessions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "interception_facets": ("INSERT",),
+    "interception_facets": ("SELECT", "INSERT", "UPDATE (last_seen)"),
     "replicas": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, RowMapping, Uuid, and_, exists, func, literal, select, text, true, tuple_
+from sqlalchemy import ColumnElement, RowMapping, Uuid, and_, exists, func, literal, or_, select, text, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ostiary.control.identity.lookup import is_uuid
@@ -109,7 +109,9 @@ async def list_sessions(
         query = query.where(tuple_(s.last_active_at, s.session_id, s.initiator_id) < after)
     rows = (await connection.execute(query)).mappings().all()
     summaries = await _summaries(connection, rows)
-    return SessionPage(count, [_session(row, summaries[row["session_id"], row["initiator_id"]]) for row in rows])
+    # one whose records have all gone by retention is about to go too
+    shown = [(row, summaries.get((row["session_id"], row["initiator_id"]))) for row in rows]
+    return SessionPage(count, [_session(row, summary) for row, summary in shown if summary is not None])
 
 
 async def get_session(
@@ -129,7 +131,9 @@ async def get_session(
     if row is None:
         return None
     initiator_id: str = row["initiator_id"]
-    summary = (await _summaries(connection, [row]))[session_id, initiator_id]
+    summary = (await _summaries(connection, [row])).get((session_id, initiator_id))
+    if summary is None:
+        return None
     sums = await connection.execute(_METADATA_SUMS, {"session": session_id, "initiator": initiator_id})
     mine = and_(i.session_id == session_id, i.initiator_id == initiator_id)
     ids = await _thread_ids(connection, mine, limit, after_id, before_id)
@@ -254,7 +258,9 @@ async def _thread_ids(
 
 
 async def _thread_of(connection: AsyncConnection, mine: ColumnElement[bool], cursor: str) -> ColumnElement[str]:
-    found = await connection.scalar(select(_thread_id).where(mine, i.id == cursor)) if is_uuid(cursor) else None
+    # the root of a thread may have gone by retention, and stands for it still
+    named = select(_thread_id).where(mine, or_(i.id == cursor, i.thread_root_id == cursor)).limit(1)
+    found = await connection.scalar(named) if is_uuid(cursor) else None
     if found is None:
         raise UnknownCursorError(cursor)
     return literal(str(found), Uuid(as_uuid=False))

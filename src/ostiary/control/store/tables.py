@@ -251,6 +251,7 @@ interceptions = Table(
     _uuid("agent_firewall_session_id", nullable=True),
     Column("agent_firewall_sequence_number", Integer, nullable=True),
     _uuid("journal_id"),
+    _time("stored_at", default_now=True),  # by the database's clock, whatever the gateway's said
     Index("interceptions_newest", "started_at", "id"),
     Index("interceptions_initiator_newest", "initiator_id", "started_at", "id"),
     Index("interceptions_session", "session_id"),
@@ -353,7 +354,22 @@ interception_facets = Table(
     Column("kind", Text, primary_key=True),  # model | client
     Column("value", Text(collation="C"), primary_key=True),
     _uuid("initiator_id", primary_key=True),
+    _time("last_seen", default_now=True),  # to some hours
 )
 """Which models and clients there are, for the lists that filters offer."""
+
+# --- what the control plane does by itself
+
+housekeeping = Table(
+    "housekeeping",
+    metadata,
+    Column("task", Text, primary_key=True),  # retention
+    _time("started_at"),
+    _time("finished_at"),
+    Column("complete", Boolean, nullable=False),
+    Column("note", Text, nullable=False, server_default=""),
+    Column("result", JSONB, nullable=False),
+)
+"""How each task went the last time, whichever control plane did it."""
 
 PARTITIONED = ("interceptions", "token_usages", "user_prompts", "tool_usages", "model_thoughts", "interception_details")
