@@ -17,6 +17,8 @@ from .providers.adapter import Transform
 
 HELD_MAX: Final = 64 * 1024
 """Bytes: what is longer does not speak of a key, and goes on to the client."""
+HELD_RAW_MAX: Final = 512 * 1024
+"""The same with its framing, which may be much longer than what it frames."""
 HELD_SECONDS: Final = 5.0
 """How long the rest of an answer that is held is waited for."""
 
@@ -87,13 +89,14 @@ class ChangedAnswer:
 class HeldAnswer:
     """`overflow` is called once it is too long to be held."""
 
-    __slots__ = ("_compact", "_overflow", "_payload", "_raw", "_show", "_size", "_write", "head")
+    __slots__ = ("_compact", "_overflow", "_payload", "_raw", "_raw_size", "_show", "_size", "_write", "head")
 
     def __init__(self, head: ResponseHead, overflow: Callable[[], None]) -> None:
         self.head = head
         self._raw: list[bytes] = []
         self._payload: list[bytes] = []
         self._size = 0
+        self._raw_size = 0
         self._write: Write = self._raw.append
         self._show: Write = self._payload.append
         self._overflow: Callable[[], None] | None = overflow
@@ -102,6 +105,9 @@ class HeldAnswer:
     def take(self, data: bytes) -> None:
         """Body bytes as they came, framing included."""
         self._write(data)
+        self._raw_size += len(data)
+        if self._raw_size > HELD_RAW_MAX and self._overflow is not None:
+            self._overflow()
 
     def take_payload(self, data: bytes) -> None:
         """The same without the framing."""

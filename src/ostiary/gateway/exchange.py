@@ -72,6 +72,7 @@ _LARGE_BODY: Final = 4 * 1024 * 1024
 
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
+_BODILESS: Final = frozenset((204, 304))
 _BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
 )
@@ -197,7 +198,11 @@ class Exchange:
             self._limited = True
         if route.kind != "metered" or head.method == b"POST":
             self._format = route.format
-        if head.framing == LENGTH and not (route.upload and is_form(head.fields)):
+        if (
+            head.framing == LENGTH
+            and head.content_length <= worker.settings.body_max_bytes  # else it will not be read
+            and not (route.upload and is_form(head.fields))
+        ):
             if not worker.reserve_body(head.content_length):
                 return _BODY_MEMORY
             self._body_size = head.content_length
@@ -428,6 +433,8 @@ class Exchange:
         self._state = _ANSWER
         self._release_body()
         self._ending.status = head.status
+        if head.status in _BODILESS or self.head.method == b"HEAD":
+            return None, None  # a chunk would be taken for the next answer
         wire_format = self._format
         fields = head.fields
         coding = fields.get(b"content-encoding", b"")

@@ -74,6 +74,8 @@ class UpstreamCall:
     _changed: ChangedAnswer | None = None
     _dump: DumpedAttempt | None = None
     _held: HeldAnswer | None = None
+    _held_error: UpstreamError | None = None
+    """Why the answer that is held is not whole."""
     _held_timer: asyncio.TimerHandle | None = None
     _key_trial: bool = False
     _marked: tuple[tuple[str, str], ...] = ()
@@ -117,12 +119,21 @@ class UpstreamCall:
         keys = provider.keys
         if not keys:
             return no_key(provider)
-        pool = self._worker.health.pools.get(provider.name)
-        if pool is None or pool.healthy or pool.keys is not keys:  # other keys: they may be for another address by now
+        pool = self._pool()
+        if pool.healthy:
             self.key = key = keys[0]
             self.hint = key.hint
             return None
         return self._choose_key(pool)
+
+    def _pool(self) -> KeyPool:
+        """The keys of this request's own snapshot, by what is known of them now: keys of another one may be for another
+        address."""
+        provider = self._provider
+        pool = self._worker.health.pools.get(provider.name)
+        if pool is None or pool.keys is not provider.keys:
+            return KeyPool(provider.name, provider.keys, provider.selection, pool)
+        return pool
 
     def _choose_key(self, pool: KeyPool) -> Refusal | None:
         """The next key that may be used and was not tried yet."""
@@ -199,20 +210,15 @@ class UpstreamCall:
         else:
             self._next_key()
 
-    def _next_key(self, error: UpstreamError | None = None) -> None:
+    def _next_key(self) -> None:
         """This key cannot be used: the next one, else the answer that is held, else one of ours."""
         assert self.key is not None
         self._tried |= {self.key.digest}
-        pool = self._worker.health.pools.get(self._provider.name)
-        if pool is None or pool.keys is not self._provider.keys:  # the provider has been changed since
-            self.exhausted = True
-            refusal: Refusal | None = no_key(self._provider)
-        else:
-            refusal = self._choose_key(pool)
+        refusal = self._choose_key(self._pool())
         if refusal is None:
             self._ask_key()
         elif self._held is not None:
-            self._let_go(error)
+            self._let_go()
         else:
             self._exchange.reject(refusal)
 
@@ -236,7 +242,7 @@ class UpstreamCall:
 
     def _send(self) -> None:
         exchange = self._exchange
-        self._held = None
+        self._held = self._held_error = None
         self.sent_head = exchange.upstream_head(self.key, self._prepared, self._signature, len(self._body))
         upstream = self._worker.pool.take(self._provider.origin) if self.replayable else None
         if upstream is None:
@@ -392,7 +398,7 @@ class UpstreamCall:
         elif state == _RELAY:
             self._cut(error)
         else:
-            self._failed(error, 0)
+            self._failed(error, self._status if state == _DISCARD else 0)
             if state == _DISCARD:
                 self._repeat()
             else:
@@ -436,14 +442,15 @@ class UpstreamCall:
     def _look_at_held(self, error: UpstreamError | None = None) -> None:
         """It has come whole, or (`error`) as far as it will."""
         self._stop_holding()
+        self._held_error = error
         if self._judge_key() and self._may_repeat():
             if error is not None:
                 self._failed(error, self._status)
             else:
                 self._attempted(self._status, "")
-            self._next_key(error)
+            self._next_key()
         else:
-            self._let_go(error)
+            self._let_go()
 
     def _judge_key(self) -> bool:
         """Whether the answer that is held says that the key cannot be used."""
@@ -462,7 +469,7 @@ class UpstreamCall:
         self._end_key_trial("failed" if found.kind == "refused" else "passed")
         return True
 
-    def _let_go(self, error: UpstreamError | None = None) -> None:
+    def _let_go(self) -> None:
         """No other answer is to be had: this one goes to the client as it came, and what still comes of it too."""
         held = self._held
         assert held is not None
@@ -481,8 +488,8 @@ class UpstreamCall:
             held.let_go(write, observer.feed, observer.compact)
         else:
             held.let_go(write, None)
-        if error is not None:
-            self._cut(error)
+        if self._held_error is not None:
+            self._cut(self._held_error)
         elif self._upstream is None:
             self._complete()
 
@@ -558,6 +565,8 @@ class UpstreamCall:
     # --- what is told of it
 
     def _failed(self, error: UpstreamError, status: int) -> None:
+        if self._noted:
+            return  # its answer was held, and is let go only now
         self._worker.metrics.upstream_failed(self._provider.name, error.failure)
         if self._dump is not None:
             self._dump.failed(error.detail)
