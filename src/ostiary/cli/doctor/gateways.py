@@ -44,9 +44,9 @@ class Fleet(NamedTuple):
         return [one for one in self.replicas if one["state"] == "live"]
 
 
-def check(client: Client, *, patience: float = SETTLE_SECONDS) -> Iterator[Finding]:
+def check(client: Client) -> Iterator[Finding]:
     """All gateways."""
-    fleet = settle(lambda: look(client), patience)
+    fleet = settle(lambda: look(client), SETTLE_SECONDS)
     if not fleet.live:
         cure = "start one, or see the log of one that runs: it says why it does not reach the server"
         yield _gateways.wrong("no gateway reports to the server", cure)

@@ -100,8 +100,6 @@ def list_models(client: Client, name: str) -> Finding:
     if answer.is_success:
         return _traffic.ok(f"{name}: lists its models through the gateway ({took} ms)")
     text = f"{name}: the list of models through the gateway answers {answer.status_code}: {_said(answer)}"
-    if answer.status_code in (404, 405) and "x-ostiary-request-id" in answer.headers:
-        return _traffic.unchecked(text, _call_cure(name))
     return _traffic.wrong(text, f"the key works when the server tries it: see `ostiary providers keys {name}`")
 
 
