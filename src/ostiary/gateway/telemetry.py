@@ -9,6 +9,7 @@ Rules
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ FLUSH_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 3.0
 """How long the worker's end waits for what is in the queue."""
 _WARNING_INTERVAL: Final = 30.0
+_SWITCH_SECONDS: Final = 0.0005
+"""How long the thread may keep the interpreter from the event loop at a time; Python's own 5 ms would be felt."""
 
 
 class Sink(Protocol):
@@ -87,6 +90,10 @@ class Telemetry:
         except (ValueError, OSError) as error:
             log.error("leaving telemetry off: an OTEL_* variable is wrong", error=str(error))
             return None
+        protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip()
+        if protocol not in ("", "http/protobuf"):
+            log.warning("sending telemetry as http/protobuf all the same", otel_exporter_otlp_protocol=protocol)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         return cls(sink, metrics, content=settings.otel_content)
 
     def ended(

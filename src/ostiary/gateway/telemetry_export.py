@@ -4,17 +4,19 @@ Rules
 - One thread uses it, that of `telemetry`; only `abort` comes from another one.
 - `otel_endpoint` says where to. All else is the SDK's own: the OTEL_* variables for headers, certificates, time-outs,
   compression, service name, resource, sampler and the interval of metrics mean what its documentation says.
-- What the SDK logs of a collector that is away is one line a try: `telemetry` tells it instead, now and then.
+- What the SDK logs, of a collector that is away a line at each try, is told now and then.
 """
 
 # mypy: disable-error-code="import-not-found"
 
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final, cast
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -31,9 +33,12 @@ from ostiary.core.settings import GatewaySettings
 
 from .telemetry_spans import INSTRUMENTS, Conventions, Ended, SpanData, attempt_spans, measurements, server_span
 
+log = structlog.get_logger()
+
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
 _MODELS_MAX: Final = 200
 _OTHER: Final = "other"
+_SAID_INTERVAL: Final = 60.0
 _KINDS: Final = {"server": trace.SpanKind.SERVER, "client": trace.SpanKind.CLIENT}
 
 
@@ -41,7 +46,7 @@ class OtlpSink:
     """Implements `telemetry.Sink`. Raises `ValueError` or `OSError` when a variable of the SDK is wrong."""
 
     def __init__(self, settings: GatewaySettings, environ: Mapping[str, str]) -> None:
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        _quieten(logging.getLogger("opentelemetry"))
         self._conventions: Conventions = settings.otel_conventions
         self._content = settings.otel_content
         self._user = settings.otel_user
@@ -154,6 +159,25 @@ class _Spans:
 
     def force_flush(self, _timeout_millis: int = 30000) -> bool:
         return True
+
+
+class _SdkLog(logging.Handler):
+    """At most one error of the SDK every while."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._said_at = -_SAID_INTERVAL
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now - self._said_at >= _SAID_INTERVAL:
+            self._said_at = now
+            log.warning("hearing an error of OpenTelemetry", said=record.getMessage())
+
+
+def _quieten(logger: logging.Logger) -> None:
+    logger.propagate = False
+    logger.handlers = [_SdkLog()]
 
 
 def _resource() -> Resource:
