@@ -20,7 +20,7 @@ from tests.e2e.conftest import CHAT, DATA_PLANE, MESSAGES, RESPONSES, Api, Perso
 from tests.support.chaos import chaos
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import Answer
-from tests.support.server import OSTIARY, OWNER_TOKEN, Server, eventually
+from tests.support.server import OSTIARY, OWNER_TOKEN, Server, StartServer, eventually
 
 COUNT_TOKENS = b'{"model":"test-model","messages":[{"role":"user","content":"count"}]}'
 EMBEDDINGS = b'{"model":"test-model","input":"embed this"}'
@@ -288,6 +288,29 @@ def test_passthrough_fails_over_with_the_same_bytes(pool: Pool, method: str, pat
 
 
 @pairs
+def test_an_upload_is_not_sent_twice_but_the_next_one_gets_another_key(pool: Pool) -> None:
+    pool.script(0, "status=401")
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + bytes(200_000) + b"\r\n--b--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert pool.call("/v1/audio/transcriptions", form, **headers).status == 401
+    eventually(lambda: pool.states()[0][0] == "suspect")
+    assert pool.call("/v1/audio/transcriptions", form, **headers).status == 200
+    assert pool.tried() == [0, 1]
+
+
+@pairs
+@pytest.mark.parametrize("control", ["status=429 cut=mid-body", "status=401 reset cut=mid-body"])
+def test_an_error_about_the_key_that_is_cut_fails_over_too(pool: Pool, control: str) -> None:
+    pool.script(0, control)
+    assert pool.ask().status == 200
+    assert pool.ask().status == 200
+    assert pool.tried() == [0, 1, 1]
+
+
+@pairs
 @pytest.mark.parametrize("control", ["cut=mid-body after=3", "error-after=3", "cut=mid-chunk", "reset cut=mid-body"])
 def test_after_the_first_byte_there_is_no_other_attempt(pool: Pool, control: str) -> None:
     body = CHAT.body("a stream that does not get far " * 4, stream=True)
@@ -299,6 +322,41 @@ def test_after_the_first_byte_there_is_no_other_attempt(pool: Pool, control: str
     assert record["outcome"] == "upstream_error"
     assert len(record["trace"]["attempts"]) == 1
     assert pool.tried() == [0]
+
+
+# --- an upstream that fails is asked once, unless more is wanted
+
+
+@pairs
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_error_is_neither_repeated_nor_a_matter_of_keys(pool: Pool, stream: bool) -> None:
+    pool.script(0, "status=503", times=1)
+    answer = pool.ask(stream=stream)
+    assert (answer.status, pool.tried()) == (503, [0])
+    assert len(pool.record(answer)["trace"]["attempts"]) == 1
+
+
+def test_with_retry_5xx_a_server_error_is_repeated_with_the_same_bytes(
+    start_server: StartServer, fake: FakeProvider
+) -> None:
+    server = start_server(fake, "--workers", "1", OSTIARY_RETRY_5XX="2")
+    person = Person(server, "ann", server.new_token("ann"))
+    key = f"sk-{uuid.uuid4().hex}"
+    with server.provider("openai", f"{fake.url}/v1", key) as name:
+        pool = Pool(person, fake, name, "openai", (key,), fake.requests(limit=0)["count"])
+        for failures, status, attempts in ((2, 200, 3), (3, 503, 3)):
+            before = len(pool.entries())
+            pool.script(0, "status=503", times=failures)
+            answer = pool.ask(stream=True)
+            assert (answer.status, answer.complete) == (status, True)
+            entries = pool.entries()[before:]
+            assert len(entries) == attempts
+            assert len({entry["body_sha256"] for entry in entries}) == 1
+            tried = pool.record(answer)["trace"]["attempts"]
+            assert [one["status"] for one in tried] == [503, 503, status]
+        cut = pool.call(CHAT.route, CHAT.body("cut in the middle " * 9, stream=True), **{"X-Fake": "cut=mid-body"})
+        assert (cut.status, cut.complete) == (200, False)
+        assert len(pool.record(cut)["trace"]["attempts"]) == 1
 
 
 # --- what is told of it
