@@ -87,8 +87,13 @@ def test_each_record_is_one_line_when_all_goes_well(tmp_path: Path) -> None:
     assert shipped(tmp_path, ends(3), FarEnd()) == ["end-0", "end-1", "end-2", "last"]
 
 
-def test_a_lost_answer_and_a_failed_batch_make_no_line_twice_and_none_less(tmp_path: Path) -> None:
+def test_a_batch_that_is_sent_again_is_not_told_again(tmp_path: Path) -> None:
+    far = FarEnd()
+    far.failing["record"] = [None, ConnectError(Code.UNAVAILABLE, "away")]  # where it holds the journal, then the batch
+    assert shipped(tmp_path, ends(5), far) == [*(f"end-{number}" for number in range(5)), "last"]
+
+
+def test_a_batch_whose_answer_was_lost_is_told(tmp_path: Path) -> None:
     far = FarEnd()
     far.lose_answers = 1
-    far.failing["record"] = [None, None, ConnectError(Code.UNAVAILABLE, "away"), ConnectError(Code.INTERNAL, "odd")]
     assert shipped(tmp_path, ends(5), far) == [*(f"end-{number}" for number in range(5)), "last"]
