@@ -104,6 +104,7 @@ def test_it_takes_an_owner_or_an_admin(do: Do, monkeypatch: pytest.MonkeyPatch) 
             context.setenv("OSTIARY_TOKEN", token)
             said = do("doctor", status=1)
         assert (f"as a-{role} ({role})" in said.out) is allowed
+        assert "You may not do this" not in said.out
         assert ("takes the token of an owner or an admin" in said.err) is not allowed
 
 

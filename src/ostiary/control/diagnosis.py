@@ -130,6 +130,26 @@ async def diagnose(control: ControlPlane, connection: AsyncConnection) -> Diagno
     )
 
 
+async def stored_of_replicas(connection: AsyncConnection) -> dict[str, int]:
+    """Up to where the journals that gateways reported last are stored, by id; 0 for those nothing has come of."""
+    found = await connection.execute(_STORED)
+    return {row.journal_id: row.acked_seq for row in found}
+
+
+_STORED: Final = text(
+    """
+    SELECT told.journal_id, coalesce(j.acked_seq, 0) AS acked_seq
+    FROM (
+        SELECT DISTINCT journal ->> 'journal_id' AS journal_id
+        FROM replicas, jsonb_path_query(status, '$.journals[*]') AS journal
+    ) AS told
+    LEFT JOIN journals AS j ON CAST(j.journal_id AS text) = told.journal_id
+    WHERE told.journal_id IS NOT NULL
+    LIMIT 100000
+    """
+)
+
+
 def _server(control: ControlPlane) -> ServerFacts:
     settings = control.settings
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from ostiary.cli.client import Client, segment
-from ostiary.cli.failure import Refused
+from ostiary.cli.client import Client
 from ostiary.cli.key_health import until, why
 from ostiary.cli.output import ago, one_line
 
@@ -19,11 +18,9 @@ from .findings import Finding, Group, number
 
 SETTLE_SECONDS: Final = 12.0
 """More than the ten seconds between two reports of a gateway."""
-MAX_JOURNALS: Final = 200
-"""Journals with records to wait for that are asked for one by one."""
 _POLL: Final = 0.5
 _REPLICAS: Final = "/api/v2/ai-gateway/replicas"
-_JOURNALS: Final = "/api/v2/ai-gateway/journals"
+_STORED: Final = "/api/v2/diagnosis/stored"
 
 _gateways, _records = Group("gateways"), Group("records")
 
@@ -37,7 +34,7 @@ class Fleet(NamedTuple):
     """The newest of the providers."""
     replicas: list[Replica]
     stored: dict[str, int]
-    """By journal that some replica has, those whose answer was asked for."""
+    """The last record of each of their journals that the database has."""
 
     @property
     def live(self) -> list[Replica]:
@@ -72,23 +69,9 @@ def settle(look_now: Callable[[], Fleet], patience: float) -> Fleet:
 
 
 def look(client: Client) -> Fleet:
+    # in this order: what was appended when a gateway reported has had the time until the second answer
     page = client.get(_REPLICAS)
-    told = [journal for replica in page["replicas"] for journal in replica["journals"]]
-    stored = {}
-    for journal in told[:MAX_JOURNALS]:
-        journal_id = journal["journal_id"]
-        if int(journal["appended_seq"]):
-            stored[journal_id] = _stored(client, journal_id)
-    return Fleet(page["revision"], page["replicas"], stored)
-
-
-def _stored(client: Client, journal_id: str) -> int:
-    try:
-        return int(client.get(f"{_JOURNALS}/{segment(journal_id)}")["journal"]["acked_seq"])
-    except Refused as refused:
-        if refused.code != 404:
-            raise
-        return 0
+    return Fleet(page["revision"], page["replicas"], client.get(_STORED))
 
 
 def behind(replica: Replica, newest: int) -> bool:

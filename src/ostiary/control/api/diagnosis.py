@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from ostiary.control.certificates import EndpointCertificate, certificates
-from ostiary.control.diagnosis import Diagnosis, diagnose
+from ostiary.control.diagnosis import Diagnosis, diagnose, stored_of_replicas
 from ostiary.control.identity import Person
 from ostiary.control.providers import list_providers
 
@@ -21,6 +21,12 @@ Admin = Annotated[Person, Depends(require_role("admin"))]
 async def get(_caller: Admin, control: Control, connection: ReadConnection) -> Diagnosis:
     """Clocks, versions, migrations, partitions, journals and room of the control plane that answers."""
     return await diagnose(control, connection)
+
+
+@router.get("/stored")
+async def stored(_caller: Admin, connection: ReadConnection) -> dict[str, int]:
+    """By journal that a gateway reported last: the number of its last record that is in the database."""
+    return await stored_of_replicas(connection)
 
 
 @router.post("/certificates")
