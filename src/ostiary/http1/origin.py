@@ -15,7 +15,7 @@ _REFUSED: Final[tuple[IPNetwork, ...]] = tuple(
     for text in (
         "169.254.0.0/16",  # link-local, most clouds' metadata service
         "fe80::/10",
-        "fd00:ec2::254/128",  # AWS metadata over IPv6
+        "fd00:ec2::/32",  # AWS over IPv6: metadata, credentials of containers
         "fd20:ce::254/128",  # Google metadata over IPv6
         "100.100.100.200/32",  # Alibaba metadata
         "168.63.129.16/32",  # Azure wire server
@@ -24,8 +24,14 @@ _REFUSED: Final[tuple[IPNetwork, ...]] = tuple(
 )
 """Design §6: link-local and cloud metadata. Loopback and private networks are allowed: admins set base URLs."""
 
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-"""Behind it stands an IPv4 address (RFC 6052)."""
+_LOW_BITS_ARE_IPV4: Final = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "64:ff9b::/96",  # NAT64 (RFC 6052)
+        "64:ff9b:1::/48",  # NAT64 within a network (RFC 8215), as usual with /96
+        "::/96",  # IPv4-compatible (RFC 4291 §2.5.5.1), but for :: and ::1
+    )
+)
 
 
 class Origin(Struct, frozen=True):
@@ -68,13 +74,19 @@ def is_refused(address: str, allowed: Sequence[IPNetwork]) -> bool:
     """Whether a resolved address must not be connected to."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif ip in _NAT64:
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        ip = _embedded_ipv4(ip) or ip
     if any(ip in network for network in allowed if network.version == ip.version):
         return False
     return any(ip in network for network in _REFUSED if network.version == ip.version)
+
+
+def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a packet to `ip` ends at."""
+    if ip.ipv4_mapped is not None or ip.sixtofour is not None:
+        return ip.ipv4_mapped or ip.sixtofour
+    if int(ip) > 1 and any(ip in network for network in _LOW_BITS_ARE_IPV4):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+    return None
 
 
 def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
