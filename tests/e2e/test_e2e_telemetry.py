@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.otlp import Collector, collector
-from tests.support.raw_http import ask
+from tests.support.raw_http import RawConnection, ask
 from tests.support.server import PROVIDER_KEY, Server, eventually, open_directory
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -144,3 +144,25 @@ def test_server_and_machine_write_a_line_for_each_record(told: Server) -> None:
         assert ("thread_root_id" in of[0]) is (component == "control")
         assert of[0]["model"] == "logged-model"
         assert all(line["level"] == "info" for line in of)
+
+
+def test_a_call_that_its_client_gives_up_is_told_with_what_it_used(told: Server, taken: Collector) -> None:
+    body = {"model": "left-model", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "stream": True}
+    headers = {"Authorization": f"Bearer {told.new_token('leaver')}", "X-Fake": "hang=mid-body after=3"}
+    with RawConnection(told.port) as connection:
+        path = "/api/v2/ai-gateway/anthropic/v1/messages"
+        connection.request("POST", path, headers, json.dumps(body).encode())
+        seen = b""
+        while b"message_start" not in seen:
+            seen += connection.read_some()
+
+    def left() -> list[dict[str, Any]]:
+        return [one for one in taken.spans() if one["name"] == "chat left-model"]
+
+    (attempt,) = eventually(left, what="the span of the attempt")
+    assert attempt["attributes"]["http.response.status_code"] == 200
+    assert attempt["attributes"]["gen_ai.usage.input_tokens"] > 0
+    assert "error.type" not in attempt["attributes"]
+    (request,) = [one for one in taken.spans() if one["id"] == attempt["parent"]]
+    assert request["attributes"]["ostiary.outcome"] == "client_closed"
+    assert not request["failed"]

@@ -509,6 +509,7 @@ class UpstreamCall:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort()
+            self._attempted(0 if self._state == _AWAIT else self._status, "")
         if self._dump is not None:
             self._dump.close("nobody waited for the rest")
 
