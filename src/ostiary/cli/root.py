@@ -34,6 +34,8 @@ ENTRIES = {
     "sessions": Entry(f"{_HERE}.sessions", "Sessions of agents: threads, prompts, tool calls, tokens.", _RECORD),
     "interceptions": Entry(f"{_HERE}.interceptions", "Single calls and all that is recorded of them.", _RECORD),
     "explain": Entry(f"{_HERE}.explain", "Why a call went where it went, and what took its time.", _RECORD),
+    "top": Entry(f"{_HERE}.top", "Traffic, keys, breakers and journals, live.", _RECORD),
+    "storage": Entry(f"{_HERE}.storage", "How much room the record takes, and how far back it goes.", _RECORD),
     "audit": Entry(f"{_HERE}.audit", "Who changed what.", _RECORD),
 }
 

@@ -44,7 +44,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 RESERVED_NAMES = frozenset(
     (
         *("keys", "interceptions", "sessions", "models", "clients", "journals", "replicas", "spend", "serve", "proxy"),
-        *("api", "healthz", "readyz", "metrics", "docs", "openapi"),
+        *("storage", "traffic", "api", "healthz", "readyz", "metrics", "docs", "openapi"),
     )
 )
 """Refused as provider names because they are paths of ours."""
