@@ -1,12 +1,14 @@
 """The `interception log` lines."""
 
 import asyncio
+from datetime import datetime
 
 from structlog.testing import capture_logs
 
 from ostiary.control import database
 from ostiary.control.ingest import Ingest
 from ostiary.core.ids import new_id
+from ostiary.core.records import WorkerGone
 from ostiary.core.secret import Secret
 from tests.support.records import encoded, end, start
 
@@ -45,6 +47,23 @@ def test_every_stored_record_is_one_line_with_the_public_fields(database_url: Se
     with capture_logs() as lines:
         asyncio.run(go(structured=True))
     assert not [line for line in lines if line["event"] == "interception log"]  # duplicates are not told again
+
+
+def test_what_a_worker_left_open_has_its_end_too(database_url: Secret) -> None:
+    done, left = start(), start()
+    at = left.started_at + 7_000_000
+
+    async def go() -> None:
+        engine = await database.connect(database_url)
+        ingest = Ingest(engine, structured_logging=True)
+        await ingest.store(new_id(), 1, encoded([done, end(done), left, WorkerGone(at)]))
+        await engine.dispose()
+
+    with capture_logs() as lines:
+        asyncio.run(go())
+    ends = [line for line in lines if line.get("record_type") == "interception_end"]
+    assert [line["interception_id"] for line in ends] == [done.id, left.id]
+    assert datetime.fromisoformat(ends[1]["ended_at"]).timestamp() == at / 1e6
 
 
 def test_nothing_of_a_record_is_logged_when_it_is_off(database_url: Secret) -> None:

@@ -48,7 +48,7 @@ _REASONING: Final = ("completion_reasoning", "output_reasoning")
 
 
 class Ended(Struct, frozen=True):
-    """An interception that has ended, with what its records do not say. `origin` is scheme, host and port."""
+    """An interception that has ended, with what its records do not say."""
 
     start: InterceptionStart
     end: InterceptionEnd

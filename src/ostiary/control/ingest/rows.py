@@ -50,6 +50,11 @@ def moment(micros: int, field: str) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+def micros(at: datetime) -> int:
+    """The other way."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
 def clean(value: str) -> str:
     return value.replace("\x00", "\ufffd") if "\x00" in value else value
 

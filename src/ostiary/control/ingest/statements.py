@@ -135,7 +135,7 @@ FROM interceptions WHERE id = ANY($1::uuid[])
 INTERRUPT_OPEN: Final = """
 UPDATE interceptions SET ended_at = greatest(started_at, $2), outcome = 'interrupted'
 WHERE journal_id = $1 AND ended_at IS NULL
-RETURNING id::text, initiator_id::text, session_id, started_at
+RETURNING id::text, initiator_id::text, session_id, started_at, ended_at
 """
 
 # --- the journal's own row

@@ -32,7 +32,7 @@ from ostiary.core.records import InterceptionEnd, InterceptionStart, Record, Wor
 from . import statements as sql
 from .lineage import Candidate, Link, Threads, ToolCalls, newer
 from .repair import link_late_parents
-from .rows import EndRows, RecordError, Row, StartRows, clean, moment
+from .rows import EndRows, RecordError, Row, StartRows, clean, micros, moment
 from .siem import interception_log
 
 log = structlog.get_logger(__name__)
@@ -304,16 +304,18 @@ async def _finish(db: Any, batch: _Batch, outcome: _Outcome) -> None:  # Any: as
 
 async def _write(db: Any, journal_id: str, run: list[_Frame], kept: str) -> _Outcome:  # Any: asyncpg
     if isinstance(run[0].rows, WorkerGone):
-        await _interrupt_open(db, journal_id, run[0].rows)
-        return _Outcome(stored=1, gone=True)
+        ended = await _interrupt_open(db, journal_id, run[0].rows)
+        return _Outcome(stored=1, gone=True, records=[*map(EndRows, ended)])
     return await _RunWriter(db, journal_id, run, kept).write()
 
 
-async def _interrupt_open(db: Any, journal_id: str, gone: WorkerGone) -> None:  # Any: asyncpg
+async def _interrupt_open(db: Any, journal_id: str, gone: WorkerGone) -> list[InterceptionEnd]:  # Any: asyncpg
+    """End what the worker left open; gives the ends, of which there are no records."""
     closed = await db.fetch(sql.INTERRUPT_OPEN, journal_id, moment(gone.at, "at"))
     await _touch_sessions(
         db, [(row["session_id"], row["initiator_id"], row["started_at"], None, True) for row in closed]
     )
+    return [InterceptionEnd(row["id"], micros(row["ended_at"]), "interrupted") for row in closed]
 
 
 async def _touch_sessions(db: Any, rows: list[Row]) -> None:  # Any: asyncpg
