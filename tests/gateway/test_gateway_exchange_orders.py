@@ -171,6 +171,7 @@ class Sent(NamedTuple):
     """Bytes of answers that its client had by then."""
     host: str
     key: str
+    method: str
 
 
 class Answer(NamedTuple):
@@ -236,7 +237,7 @@ class Upstream:
             self.case = int(fields["x-case"])
             self.pending = b""
             client = self._world.clients_of[self.case]
-            self._world.sent.append(Sent(self.case, client, len(client.out), self._host, key))
+            self._world.sent.append(Sent(self.case, client, len(client.out), self._host, key, lines[0].split()[0]))
 
     def say(self, choice: int) -> None:
         if self.case and not self.pending:
@@ -504,14 +505,18 @@ class World:
         assert all(sample.value == 0 for sample in families["ostiary_interceptions_inflight"].samples)
         starts: Counter[str] = Counter()
         ends: Counter[str] = Counter()
+        told = 0
         for record in self.records.since():
             if isinstance(record, InterceptionStart):
                 starts[record.id] += 1
             elif isinstance(record, InterceptionEnd):
                 assert starts[record.id], "an end before its start"
                 ends[record.id] += 1
+                attempts = record.trace.attempts if record.trace is not None else []
+                told += sum("connect to" not in one.error and "no connection" not in one.error for one in attempts)
         assert starts == ends
         assert set(starts.values()) <= {1}
+        assert told == sum(sent.method == "POST" for sent in self.sent), "each attempt is told of once"
 
     def clients_got_the_truth(self) -> None:
         for client in {*self.clients_of.values()}:
