@@ -688,6 +688,16 @@ def test_a_request_that_saw_a_reload_leaves_out_the_key_that_is_known_as_limited
     assert [sent.key for sent in world.sent] == [A1, A2, A2]
 
 
+def test_a_client_that_was_told_that_its_connection_ends_is_not_left_with_it(records: Records) -> None:
+    """The rest of its upload comes in the meantime."""
+    begun: list[Step] = [("ask", 0, 4), ("client", 0, 4), ("connect", 0, 1), says(200), PART]
+    world = play(records, [*begun, ("client", 0, 0), WHOLE])
+    (client,) = {*world.clients_of.values()}
+    assert b"Connection: close" in client.out
+    assert client.out.endswith(b"}")
+    assert not client.waits
+
+
 @pytest.mark.parametrize("asked", [1, 2], ids=["usage is spliced in", "pings are put in"])
 def test_an_answer_without_a_body_gets_none(records: Records, asked: int) -> None:
     world = play(records, [("ask", 0, asked), *ASK[1:], says(204), WHOLE], keep_alive=1.0)

@@ -92,6 +92,8 @@ class Exchange:
     may_change: bool = False
     """The answer may have to differ from what the upstream sends."""
     _body_size: int = 0
+    _closes: bool = False
+    """The client has been told, or will be, that its connection ends."""
     _call: UpstreamCall | None = None
     _edits: tuple[str, ...] = ()
     _format: Format | None = None
@@ -485,8 +487,8 @@ class Exchange:
 
     def _keeps_client(self) -> bool:
         if self._upload is not None and not self.connection.body_read:
-            return False  # an answer before the end of the request's body leaves no way to go on
-        return self.head.keep_alive and not self.worker.draining
+            self._closes = True  # an answer before the end of the request's body leaves no way to go on
+        return not self._closes and self.head.keep_alive and not self.worker.draining
 
     def answered(self) -> None:
         """The answer is complete."""
