@@ -119,12 +119,12 @@ class UpstreamCall:
         keys = provider.keys
         if not keys:
             return no_key(provider)
-        pool = self._pool()
-        if pool.healthy:
+        pool = self._worker.health.pools.get(provider.name)
+        if pool is not None and pool.healthy and pool.keys is keys:
             self.key = key = keys[0]
             self.hint = key.hint
             return None
-        return self._choose_key(pool)
+        return self._choose_key(self._pool())
 
     def _pool(self) -> KeyPool:
         """The keys of this request's own snapshot, by what is known of them now: keys of another one may be for another
