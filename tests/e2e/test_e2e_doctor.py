@@ -15,8 +15,11 @@ import pytest
 from ostiary.cli.doctor import gateways, providers
 from ostiary.cli.root import run
 from tests.support.fake_provider import FakeProvider
+from tests.support.gateway import StartGateway, new_key, start_gateway
 from tests.support.load import CHAT, Load
 from tests.support.server import OSTIARY, OWNER_TOKEN, PROVIDER_KEY, Server, StartServer, eventually
+
+__all__ = ["start_gateway"]
 
 LATER = """
 import datetime
@@ -53,10 +56,21 @@ def texts(told: Told, *statuses: str, group: str = "") -> list[str]:
     ]
 
 
+def reported(server: Server, gateways: int = 1, workers: int = 1) -> None:
+    """Waits until so many gateways have told of so many workers each."""
+
+    def told() -> bool:
+        replicas = server.get("/api/v2/ai-gateway/replicas")["replicas"]
+        return [len(one["workers"]) for one in replicas] == [workers] * gateways
+
+    eventually(told, what=server.tail())
+
+
 def test_a_server_in_order_has_nothing_wrong_and_only_a_wrong_clock_changes_that(
     start_server: StartServer, own_fake: FakeProvider, tmp_path: Path
 ) -> None:
     server = start_server(own_fake, "--workers", "2")
+    reported(server, workers=2)
     told = doctor(server, "--call", "openai/gpt-5.4-mini", "--call", "anthropic/claude-haiku-5-5")
     assert not texts(told, "wrong", "warning", "unchecked"), told
     groups = {one["group"] for one in told["findings"]}
@@ -136,3 +150,21 @@ def test_a_gateway_without_room_for_a_call(start_server: StartServer, own_fake: 
         assert "openai: 1 key works" in "\n".join(texts(told, "ok"))
         assert any("through the gateway answers 503" in text for text in texts(told, "wrong")), told
         load.wait()
+
+
+def test_the_machine_of_a_gateway_elsewhere(
+    start_server: StartServer, start_gateway: StartGateway, own_fake: FakeProvider
+) -> None:
+    server = start_server(own_fake, "--workers", "1")
+    key = new_key(server)["key"]
+    gateway = start_gateway(server.url, key)
+    reported(server, gateways=2)
+    there = {"OSTIARY_CONTROL_URL": server.url, "OSTIARY_GATEWAY_KEY": key}
+    told = doctor(server, "--data-dir", str(gateway.data_dir), **there)
+    assert not texts(told, "wrong", "warning", "unchecked"), told
+    assert len(texts(told, "ok", group="gateways")) == 2
+    assert any(str(gateway.data_dir) in text for text in texts(told, "ok", group="machine"))
+    assert key not in json.dumps(told)
+    gateway.kill()
+    (gone,) = texts(doctor(server, "--data-dir", str(gateway.data_dir), **there), "warning")
+    assert gone == f"no server or gateway runs on {gateway.data_dir}"

@@ -87,7 +87,7 @@ def doctor(
 def _examine(client: Client, calls: list[tuple[str, str]], data_dir: Path | None, deadline: float) -> list[Finding]:
     report.progress(f"asking {client.place.url}")
     reached = server.Reached(client)
-    here = data_dir is not None or is_local(client.place.url)
+    here = data_dir is not None or is_local(client.place.url) or _of_gateway()
     checks = [Check("certificates", "the server's certificate", lambda: certificates.listener(client.place.url))]
     if reached.usable:
         checks += _remote(client, calls)
@@ -124,6 +124,13 @@ def _remote(client: Client, calls: list[tuple[str, str]]) -> list[Check]:
     return checks
 
 
+def _of_gateway() -> bool:
+    """Whether this environment is that of `ostiary gateway start`."""
+    return any(
+        os.environ.get(name) for name in ("OSTIARY_CONTROL_URL", "OSTIARY_GATEWAY_KEY", "OSTIARY_GATEWAY_KEY_FILE")
+    )
+
+
 def _of_provider(client: Client, provider: dict[str, Any]) -> Check:
     return Check("providers", provider["name"], lambda: providers.check(client, provider))
 
@@ -133,14 +140,11 @@ def _of_call(client: Client, configured: list[dict[str, Any]], name: str, model:
 
 
 def _machine(client: Client, data_dir: Path | None, *, ask: bool) -> Iterator[Finding]:
-    loaded, found = machine.settings(os.environ)
+    loaded, found = machine.settings(os.environ, "gateway" if _of_gateway() else "server")
     yield from found
     directory = data_dir or (loaded.settings.data_dir if loaded else None)
     if directory is None:
         yield Group("machine").unchecked("the settings do not say where the data directory is", "--data-dir DIR")
         return
-    replica_ids = None
-    if ask:
-        page = client.get("/api/v2/ai-gateway/replicas")
-        replica_ids = frozenset(replica["replica_id"] for replica in page["replicas"])
-    yield from machine.directory(directory.absolute(), loaded, replica_ids)
+    reports = (lambda replica_id: gateways.reports(client, replica_id)) if ask else None
+    yield from machine.directory(directory.absolute(), loaded, reports)

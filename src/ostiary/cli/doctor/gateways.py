@@ -63,8 +63,19 @@ def settle(look_now: Callable[[], Fleet], patience: float) -> Fleet:
     while True:
         fleet = look_now()
         waiting = [one for one in fleet.live if behind(one, fleet.revision) or unstored(fleet, one)]
-        if not waiting or time.monotonic() >= deadline:
+        if (fleet.live and not waiting) or time.monotonic() >= deadline:
             return fleet
+        time.sleep(_POLL)
+
+
+def reports(client: Client, replica_id: str) -> bool:
+    """Whether a gateway has reported lately; one that has just started is given the time to do so."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        if any(one["replica_id"] == replica_id for one in client.get(_REPLICAS)["replicas"]):
+            return True
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(_POLL)
 
 

@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -48,8 +48,8 @@ def settings(environ: Mapping[str, str], command: Command = "server") -> tuple[L
     return loaded, found
 
 
-def directory(data_dir: Path, loaded: Loaded | None, replica_ids: frozenset[str] | None) -> Iterator[Finding]:
-    """A data directory of a server or a gateway. `replica_ids`: of those that report to the server; None: not known."""
+def directory(data_dir: Path, loaded: Loaded | None, reports: Callable[[str], bool] | None) -> Iterator[Finding]:
+    """A data directory of a server or a gateway. `reports`: whether a replica does so to the server; None: not known."""
     try:
         if not (data_dir / "lock").exists():
             yield _machine.unchecked(
@@ -63,7 +63,7 @@ def directory(data_dir: Path, loaded: Loaded | None, replica_ids: frozenset[str]
         cure = "run doctor as the server's user, or as root"
         yield _machine.unchecked(f"{error.filename} is closed to this user, as it should be", cure)
         return
-    if replica_ids is not None and replica_id not in replica_ids:
+    if reports is not None and not reports(replica_id):
         cure = "set OSTIARY_URL to the server of this directory, or --data-dir to that of this server"
         yield _machine.warning(f"the gateway of {data_dir} does not report to this server", cure)
     yield from modes(data_dir)
