@@ -19,7 +19,8 @@ import pytest
 import trustme
 import uvloop
 
-from ostiary.cli.doctor import certificates, machine
+from ostiary.cli.client import Client, Place
+from ostiary.cli.doctor import certificates, machine, server
 from ostiary.cli.doctor.findings import Finding, Status
 from ostiary.control.certificates import EndpointCertificate
 from ostiary.control.certificates import certificates as of_endpoints
@@ -218,6 +219,19 @@ def test_the_servers_certificate(
     assert one.status is (status or Status.UNCHECKED)
     assert status is not None or "certificate has expired" in one.text
     assert not list(certificates.listener("http://localhost"))
+
+
+def test_a_server_whose_certificate_has_expired_is_wrong_and_not_asked_further(
+    authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority[1]))
+    with speaking_tls(authority[0], -timedelta(days=1)) as port:
+        place = Place(f"https://localhost:{port}", Secret("ost_nobody"), "the test", "the test")
+        with Client(place) as client:
+            reached = server.Reached(client)
+    (wrong,) = reached.findings
+    assert (wrong.status, reached.usable) == (Status.WRONG, False)
+    assert "certificate has expired" in wrong.text
 
 
 Loop = Callable[[Any], Any]
