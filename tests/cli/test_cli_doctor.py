@@ -134,10 +134,16 @@ def test_a_database_that_does_not_answer_is_wrong(
         assert not texts(examine("server"), "wrong")
         door.shut()
         found = examine("server", "database")
+        assert "serves and is not ready" in texts(found, "wrong")
+        assert "database cannot be used" in texts(found, "wrong")
+        door.open()
+        assert not texts(examine("server"), "wrong")
+        monkeypatch.setattr("ostiary.cli.doctor.server._API_SECONDS", 1.0)
+        door.hold()
+        assert "took the request and did not answer in time" in texts(examine("server"), "wrong")
     finally:
+        door.open()
         behind.close()
-    assert "serves and is not ready" in texts(found, "wrong")
-    assert "database cannot be used" in texts(found, "wrong")
 
 
 def test_tokens_in_clear_on_the_way_are_a_warning(

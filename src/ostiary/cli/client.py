@@ -204,10 +204,11 @@ class Client:
 
     def _ask(self, method: str, path: str, *, query: dict[str, object] | None = None, body: Any = None) -> Any:
         parameters = {name: str(value) for name, value in (query or {}).items() if value not in (None, "")}
-        answer = self.send(method, path, query=parameters, body=body)
-        if answer.is_success:
-            return self._content(answer)
-        raise Refused(self._refusal(answer), answer.status_code)
+        return self._answered(self.send(method, path, query=parameters, body=body))
+
+    def ask(self, method: str, path: str, *, within: float) -> Any:
+        """As `get` and `post`, with so many seconds of silence at the most."""
+        return self._answered(self.send(method, path, within=within))
 
     def send(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None, within: float = 0.0
@@ -218,6 +219,11 @@ class Client:
             return self._http.request(method, path, params=query, json=body, timeout=timeout)
         except httpx.HTTPError as exc:
             raise Failure(self._unreachable(exc)) from None
+
+    def _answered(self, answer: httpx.Response) -> Any:
+        if answer.is_success:
+            return self._content(answer)
+        raise Refused(self._refusal(answer), answer.status_code)
 
     def _content(self, answer: httpx.Response) -> Any:
         if not answer.content:
@@ -243,7 +249,7 @@ class Client:
             text = "no answer" if isinstance(exc, httpx.ConnectTimeout) else _os_text(reason)
             return f"cannot reach {where}: {text}; is `ostiary server` running? For another server set OSTIARY_URL"
         if isinstance(exc, httpx.TimeoutException):
-            return f"{url} took the request and did not answer within {_TIMEOUT.read:.0f} s; see the server's log"
+            return f"{url} took the request and did not answer in time; see the server's log"
         return f"the connection to {url} broke ({type(exc).__name__}); see the server's log"
 
     def _refusal(self, answer: httpx.Response) -> str:

@@ -41,18 +41,10 @@ def check(client: Client, provider: View) -> Iterator[Finding]:
         return
     for warning in status["warnings"]:
         yield _providers.warning(f"{name}: {one_line(warning)}", f"ostiary providers edit {name} --key-file FILE")
-    trial = _try(client, name)
+    trial = client.ask("POST", f"/api/v2/ai/providers/{segment(name)}/test", within=_TRIAL_SECONDS)
     yield from keys(name, trial)
     if trial["called"] and any(key["result"] == "works" for key in trial["keys"]):
         yield list_models(client, name)
-
-
-def _try(client: Client, name: str) -> dict[str, Any]:
-    answer = client.send("POST", f"/api/v2/ai/providers/{segment(name)}/test", within=_TRIAL_SECONDS)
-    if answer.is_success:
-        found: dict[str, Any] = answer.json()
-        return found
-    raise Failure(_said(answer))
 
 
 def keys(name: str, trial: dict[str, Any]) -> Iterator[Finding]:

@@ -17,6 +17,9 @@ LEAST_FREE: Final = 256 * 1024**2
 """Bytes below which a disk is as good as full."""
 FEW_FILES: Final = 1024
 _MOST_CONNECTIONS: Final = 0.9
+_WORKER_SECONDS: Final = 5.0
+_API_SECONDS: Final = 15.0
+"""More than a control plane waits for its database."""
 
 _server, _clocks, _database, _records = Group("server"), Group("clocks"), Group("database"), Group("records")
 
@@ -29,18 +32,19 @@ class Reached:
         self.usable = False
         place = client.place
         try:
-            client.get("/healthz")
+            client.ask("GET", "/healthz", within=_WORKER_SECONDS)
+            ready = client.send("GET", "/readyz", within=_WORKER_SECONDS).status_code == 200
         except Failure as failure:
             self.findings.append(_server.wrong(*_cured(failure.message)))
             return
         self.findings += _transport(place.url)
-        if client.send("GET", "/readyz").status_code != 200:
+        if not ready:
             cure = "see its log: a worker has no providers yet, or the control plane has been away for longer than auth_grace"
             self.findings.append(_server.wrong(f"{place.url} serves and is not ready", cure))
         try:
-            me = client.get("/api/v2/users/me")
-        except Refused as refused:
-            self.findings.append(_refused(refused))
+            me = client.ask("GET", "/api/v2/users/me", within=_API_SECONDS)
+        except Failure as failure:
+            self.findings.append(_unanswered(failure))
             return
         if me["role"] not in ("owner", "admin"):
             raise Failure(f"doctor takes the token of an owner or an admin; {me['username']} is {me['role']}")
@@ -54,13 +58,15 @@ def _cured(message: str) -> tuple[str, str]:
     return text, cure
 
 
-def _refused(refused: Refused) -> Finding:
-    if refused.code == 503:
+def _unanswered(failure: Failure) -> Finding:
+    if not isinstance(failure, Refused):
+        return _server.wrong(*_cured(failure.message))
+    if failure.code == 503:
         cure = "start or mend PostgreSQL; the log of the server says what it tries. Calls of known tokens are served meanwhile"
-        return _database.wrong(refused.message, cure)
-    if refused.code == 401:
-        raise refused
-    return _server.wrong(refused.message, "see the log of the server")
+        return _database.wrong(failure.message, cure)
+    if failure.code == 401:
+        raise failure
+    return _server.wrong(failure.message, "see the log of the server")
 
 
 def _transport(url: str) -> Iterator[Finding]:
