@@ -130,7 +130,7 @@ def reported(plane: Plane) -> None:
 def test_one_frame_shows_traffic_gateways_keys_breakers_and_what_waits(plane: Plane, do: Do, page: Page) -> None:
     recorded(plane)
     reported(plane)
-    shown = do("top", "--once", "--metrics", page.address).out
+    shown = do("top", "--once", "--window", "60", "--metrics", page.address).out
     lines = {line.split()[0]: " ".join(line.split()) for line in shown.splitlines() if line}
     assert "0.1 requests/s" in shown
     assert "1 in flight, 1 of 2 failed, 1 of 1 gateways live, 42 records to ship" in shown
@@ -163,7 +163,7 @@ def test_what_cannot_be_reached_is_said_and_the_rest_shown(plane: Plane, do: Do,
     shown = do("top", "--once", "--metrics", page.address, "--metrics", "127.0.0.1:1").out
     assert f"cannot show http://{page.address}/metrics: it answers 503, not with metrics" in shown
     assert "cannot show http://127.0.0.1:1/metrics: it cannot be reached" in shown
-    assert "no requests within the last 60 s" in shown
+    assert "no requests within the last 20 s" in shown
     page.status, page.text = 200, "<html> {ended}"
     assert "it is no page of metrics" in do("top", "--once", "--metrics", page.address).out
     page.text = "other_metric {ended}\n"

@@ -32,7 +32,7 @@ _PIPE_WIDTH = 200
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end; so does output into a pipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one look as JSON and end.")] = False,
-    window: Annotated[int, typer.Option(min=10, max=300, help="Seconds that rates are made from.")] = 60,
+    window: Annotated[int, typer.Option(min=10, max=300, help="Seconds that rates are made from.")] = 20,
     interval: Annotated[float, typer.Option(min=1.0, max=60.0, help="Seconds between two looks.")] = 2.0,
     metrics: Annotated[
         list[str] | None,
@@ -62,7 +62,7 @@ def top(
         source = Source(client, window, pages, guessed=guessed)
         try:
             first = source.look()
-            if first.traffic is None and first.replicas is None:
+            if first.traffic is None and first.replicas is None and not first.machines:
                 raise Failure(first.unreachable[0].why)
             if as_json:
                 print_json(first.as_json())
