@@ -416,3 +416,9 @@ def test_what_else_a_request_says() -> None:
     facts = read_request(request(stream=1, stream_options=None))
     assert (facts.stream, facts.include_usage, facts.has_stream_options) == (False, False, True)
     assert not read_request(request()).has_stream_options
+
+
+def test_lines_of_one_event_are_not_taken_for_several_events() -> None:
+    event = b'data: {"choices":[{"index":0,"x":"\ndata: ","finish_reason":"stop"}]}\n\n'
+    assert observe("chat_completions", event + event) == observe("chat_completions", b"\n\n" + event + event)
+    assert observe("chat_completions", event + event).unparsed

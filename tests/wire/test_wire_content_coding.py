@@ -138,3 +138,11 @@ def test_unknown_and_stacked_codings_are_refused_with_the_cure(value: bytes) -> 
 )
 def test_only_codings_we_read_are_asked_for(value: bytes, narrowed: bytes) -> None:
     assert narrow_accept_encoding(value) == narrowed
+
+
+def test_what_follows_gzip_and_is_no_member_is_ignored_wherever_it_is_torn() -> None:
+    packed = gzip.compress(b"hello") + bytes(8) + b"\x1f\x8b no member"
+    for at in range(1, len(packed)):
+        decoder = decoder_for(b"gzip", 100)
+        assert decoder is not None
+        assert b"".join((*decoder.decode(packed[:at]), *decoder.decode(packed[at:]))) == b"hello"

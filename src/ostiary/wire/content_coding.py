@@ -127,19 +127,23 @@ def _inflate(inflater: "zlib._Decompress", data: bytes, bound: _Bound) -> Iterat
 class _Gzip:
     """RFC 1952: one member after another. What follows the last one and is no member is ignored, as gzip(1) does."""
 
-    __slots__ = ("_between", "_bound", "_inflater")
+    __slots__ = ("_between", "_bound", "_inflater", "_over")
 
     def __init__(self, cap: int) -> None:
         self._bound = _Bound(cap)
         self._inflater = zlib.decompressobj(wbits=31)
         self._between = b""
+        self._over = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        while data:
+        while data and not self._over:
             if self._inflater.eof:
                 data = self._between + data
+                if data == _GZIP_MAGIC[:1]:
+                    self._between = data
+                    return
                 if data[:2] != _GZIP_MAGIC:
-                    self._between = data[:1] if data == _GZIP_MAGIC[:1] else b""
+                    self._over = True
                     return
                 self._between = b""
                 self._inflater = zlib.decompressobj(wbits=31)

@@ -77,10 +77,16 @@ def _only_data(block: bytes) -> bytes | None:
 
 def _as_array(block: bytes, separator: bytes) -> bytes | None:
     found = []
+    in_data = False
     for line in b",".join(block.split(separator)).split(b"\n"):
         if line.startswith(b"data: "):
+            if in_data:
+                return None  # of one event, which a line feed joins, not a comma
+            in_data = True
             found.append(line[6:])
-        elif line and (not line.startswith(b"event: ") or b"{" in line):
+        elif not line:
+            in_data = False
+        elif not line.startswith(b"event: ") or b"{" in line:
             # Not a line that can be left out: it may have swallowed an event together with the separator.
             return None
     return b"".join((b"[", b",".join(found), b"]"))
