@@ -42,10 +42,10 @@ from ostiary.wire.lenient import is_json
 from ostiary.wire.members import MemberScanner
 from ostiary.wire.metered import form_model
 from tests.fuzz.http1_readers import (
-    HARMLESS,
     agree,
     h11_requests,
     h11_response,
+    harmless,
     llhttp_requests,
     llhttp_response,
     our_requests,
@@ -153,9 +153,11 @@ def response_stream(data: bytes) -> None:
         if theirs.status and ours.status:
             assert (ours.status, ours.headers) == (theirs.status, theirs.headers)
         if ours.complete:
-            assert theirs.complete, theirs.refusal
             assert ours.payload == theirs.payload
-            assert stream[: len(stream) - theirs.rest].endswith(bytes(answer.out).removeprefix(b"<head>"))
+            if theirs.complete:
+                assert stream[: len(stream) - theirs.rest].endswith(bytes(answer.out).removeprefix(b"<head>"))
+            else:
+                assert harmless(theirs.refusal, ours.headers), theirs.refusal
             if method == "GET":
                 other = llhttp_response(stream)
                 assert other.status < 200 or (other.status, other.payload) == (ours.status, ours.payload)
@@ -191,13 +193,16 @@ def chunks(data: bytes) -> None:
         return
     size = len(body) - len(whole[2])
     theirs = h11_requests(CHUNKED_HEAD + body[:size])
-    assert [message[3] for message in theirs.messages] == [whole[0]], theirs.refusal
+    chunked = [(b"transfer-encoding", b"chunked")]
+    assert [message[3] for message in theirs.messages] == [whole[0]] or harmless(theirs.refusal, chunked), (
+        theirs.refusal
+    )
     seen: list[bytes] = []
     parser = HttpRequestParser(type("_Sink", (), {"on_body": lambda _, piece: seen.append(piece)})())
     try:
         parser.feed_data(CHUNKED_HEAD + body[:size])
     except HttpParserError as error:
-        assert str(error).startswith(HARMLESS), f"llhttp refuses it: {error}"
+        assert harmless(str(error), chunked), f"llhttp refuses it: {error}"
     else:
         assert b"".join(seen) == whole[0]
 
