@@ -418,6 +418,14 @@ def test_what_else_a_request_says() -> None:
     assert not read_request(request()).has_stream_options
 
 
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n"])
+@pytest.mark.parametrize("behind", [b": not the [DONE] that counts\n\n", b"[DONE]\n\n"])
+def test_the_end_is_seen_whatever_stands_behind_it(end: bytes, behind: bytes) -> None:
+    for before in (b"", b"\n", b'data: {"id":"c"}\n\n'):
+        assert observe("chat_completions", before + end + behind).complete
+    assert not observe("chat_completions", behind).complete
+
+
 def test_lines_of_one_event_are_not_taken_for_several_events() -> None:
     event = b'data: {"choices":[{"index":0,"x":"\ndata: ","finish_reason":"stop"}]}\n\n'
     assert observe("chat_completions", event + event) == observe("chat_completions", b"\n\n" + event + event)

@@ -363,9 +363,13 @@ class StreamReader:
 
 def _done_at(block: bytes, tail: int) -> int:
     """Where the event `data: [DONE]` begins, or -1."""
-    at = block.rfind(DONE, tail)
+    if block.rfind(DONE, tail) < 0:
+        return -1
+    # The same letters may stand in another event, or in a comment.
+    before = max(0, tail - 1)
+    at = max(block.rfind(b"\ndata: " + DONE, before), block.rfind(b"\ndata:" + DONE, before))
     if at >= 0:
-        line = block.rfind(b"\n", 0, at) + 1
-        if block[line:at] in (b"data: ", b"data:"):
-            return event_start(block, at)
+        return event_start(block, at + 1)
+    if block.startswith((b"data: " + DONE, b"data:" + DONE)):
+        return 0
     return -1
