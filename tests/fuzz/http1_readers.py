@@ -217,6 +217,10 @@ async def our_requests(segments: list[bytes]) -> Reading:
         if not stage.wire.closed:
             stage.wire.arrives(segment)
             await turns(4)
+    begun = -1
+    while begun < len(stage.app.requests):  # others may wait in the pipeline
+        begun = len(stage.app.requests)
+        await turns(4)
     if stage.app.refused:
         reading.refusal = "head"
     reading.in_body = len(stage.app.requests) > len(reading.messages) and not reading.refusal
