@@ -179,16 +179,32 @@ def test_refused_connections_count_and_each_provider_has_its_shape(
 
 
 @pytest.mark.parametrize("api", [CHAT, MESSAGES], ids=["openai", "anthropic"])
-def test_a_pool_without_a_key_left_counts(patient: Server, fake: FakeProvider, api: Api) -> None:
-    """Two 429s: the provider's own, and ours in its place."""
+def test_a_limit_of_all_keys_counts_as_often_as_the_provider_says_it(
+    patient: Server, fake: FakeProvider, api: Api
+) -> None:
+    with patient.provider(api.provider, fake.url if api is MESSAGES else f"{fake.url}/v1") as name:
+        one = breaker(patient, fake, api, name)
+        assert one.ask("status=429 retry-after=1").status == 429
+
+        def again() -> bool:
+            one.ask("status=429 retry-after=1")
+            return one.reached == 2
+
+        eventually(again)
+        eventually(lambda: patient.metric(TRIPS, provider=name) >= 1)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_pools_own_refusals_do_not_open_a_breaker(patient: Server, fake: FakeProvider, api: Api) -> None:
     with patient.provider(api.provider, fake.url if api is MESSAGES else f"{fake.url}/v1") as name:
         one = breaker(patient, fake, api, name)
         assert one.ask("status=429 retry-after=600").status == 429
         eventually(lambda: patient.metric("ostiary_key_pool_state", provider=name, state="cooling") == 1)
-        assert one.fails()[0] == 429
-        assert patient.metric(TRIPS, provider=name) >= 1
-        # as long as the pool can say when to come again, that is what it says
-        assert int(one.ask().header("retry-after") or 0) > 500
+        for _ in range(8):
+            answer = one.ask()
+            assert answer.status == 429
+            assert int(answer.header("retry-after") or 0) > 500
+        assert patient.metric(TRIPS, provider=name) == 0
         assert one.reached == 1
 
 

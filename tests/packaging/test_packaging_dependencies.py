@@ -12,8 +12,6 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOCKS: Final = ("requirements/base.txt", "requirements/dev.txt")
-OPTIONAL: Final = frozenset({"opentelemetry"})
-"""Loaded only when it is switched on, and brought by who switches it on."""
 _REQUIREMENT: Final = re.compile(
     r"([A-Za-z0-9._-]+)==([^\s;]+)(?: *;[^\\]*)?((?:\s*\\\n\s+--hash=sha256:[0-9a-f]{64})+)\s*\Z"
 )
@@ -97,7 +95,7 @@ def test_the_source_imports_only_what_the_project_names() -> None:
     foreign = set()
     for path in (ROOT / "src").rglob("*.py"):
         for name in _imported(path):
-            if name not in sys.stdlib_module_names | types_only | {"ostiary"} | OPTIONAL:
+            if name not in sys.stdlib_module_names | types_only | {"ostiary"}:
                 distributions = {normal(one) for one in modules.get(name, [name])}
                 if not distributions & allowed:
                     foreign.add((name, str(path.relative_to(ROOT))))

@@ -123,7 +123,10 @@ async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS |
     reported = time.monotonic()
     while True:
         await asyncio.sleep(worker.tick)
-        worker.sweep()
+        try:
+            worker.sweep()
+        except Exception:  # without its ticks a worker has no time-outs any more
+            log.exception("failing to sweep")
         now = time.monotonic()
         if now - reported >= _REPORT_INTERVAL:
             reported = now

@@ -75,15 +75,17 @@ def error_type_of_failure(failure: Failure) -> ErrorType:
 def upstream_failed(ending: Ending, *, own: bool, exhausted: bool) -> bool | None:
     """Whether the upstream has failed in this exchange, as its breaker counts it; None when nothing can be said.
 
-    `own`: with a credential of the client's own; `exhausted`: a 429 is about all keys of the pool (design §11).
+    `own`: with a credential of the client's own; `exhausted`: a 429 is about all keys of the pool (design §11). Only what
+    the provider itself answered counts: while the pool refuses, nothing reaches it anyway, and when it may be asked again
+    the breaker must not stand in the way.
     """
     if ending.outcome == "completed":
         return False
-    if ending.status == 429 and exhausted and not own:
-        return True
     if ending.outcome != "upstream_error":
         return None
-    if ending.status == 429 or (own and ending.status in (401, 403)):
+    if ending.status == 429:
+        return True if exhausted and not own else None
+    if own and ending.status in (401, 403):
         return None
     return ending.error_type in ("server_error", "overloaded", "timeout") or ending.status >= 500
 

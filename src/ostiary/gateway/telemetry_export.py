@@ -7,8 +7,6 @@ Rules
 - What the SDK logs, of a collector that is away a line at each try, is told now and then.
 """
 
-# mypy: disable-error-code="import-not-found"
-
 import logging
 import time
 import uuid
