@@ -541,10 +541,10 @@ FRAMED = {
     "long, chunked": (b"Transfer-Encoding: chunked\r\n\r\n" + in_chunks(LONG, 999), LONG),
     "until the end": (b"\r\n" + SHORT, SHORT),
     "long, until the end": (b"\r\n" + LONG, LONG),
-    "gzip": (b"Content-Encoding: gzip\r\n" + length(gzip.compress(SHORT)), gzip.compress(SHORT)),
+    "gzip": (b"Content-Encoding: gzip\r\n" + length(gzip.compress(SHORT, mtime=0)), gzip.compress(SHORT, mtime=0)),
     "gzip, chunked": (
-        b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n" + in_chunks(gzip.compress(SHORT), 5),
-        gzip.compress(SHORT),
+        b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n" + in_chunks(gzip.compress(SHORT, mtime=0), 5),
+        gzip.compress(SHORT, mtime=0),
     ),
 }
 
