@@ -10,6 +10,7 @@ from ostiary.control.audit import AuditEntry, AuditFilter, entries
 from ostiary.control.identity import Person
 
 from .deps import ReadConnection, require_role
+from .reading import NO_NUL
 
 router = APIRouter(prefix="/api/v2/audit", tags=["audit"])
 
@@ -17,8 +18,8 @@ Reader = Annotated[Person, Depends(require_role("auditor"))]
 
 
 def _text(description: str) -> Any:  # Any: what FastAPI's parameter functions give
-    """A filter: PostgreSQL takes no NUL."""
-    return Query(pattern=r"^[^\x00]*$", max_length=256, description=description)
+    """A filter."""
+    return Query(pattern=NO_NUL, max_length=256, description=description)
 
 
 class AuditPage(BaseModel):

@@ -20,6 +20,9 @@ PREFIX: Final = "/api/v2/ai-gateway"
 ALIAS: Final = "/api/v2/aibridge"
 """The reference's earlier name of the same routes."""
 
+NO_NUL: Final = r"^[^\x00]*$"
+"""What text of a request is that the database can be asked for: PostgreSQL's has no NUL."""
+
 T = TypeVar("T")
 
 _READERS_OF_ALL: Final = ("owner", "auditor")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from ostiary.control.store.interceptions import UnknownCursorError
 from ostiary.control.store.sessions import get_session, list_sessions
@@ -10,7 +10,7 @@ from ostiary.control.store.shapes import SessionDetail, SessionPage
 
 from .deps import CurrentUser, ReadConnection
 from .errors import ApiError, FieldProblem
-from .reading import Limit, Offset, ReadFilters, invalid_cursor, only
+from .reading import NO_NUL, Limit, Offset, ReadFilters, invalid_cursor, only
 
 router = APIRouter(tags=["record"])
 
@@ -22,7 +22,9 @@ async def list_all(
     filters: ReadFilters,
     limit: Limit = 100,
     offset: Offset = 0,
-    after_session_id: Annotated[str | None, Query(description="Go on after this session; not with offset")] = None,
+    after_session_id: Annotated[
+        str | None, Query(pattern=NO_NUL, description="Go on after this session; not with offset")
+    ] = None,
 ) -> SessionPage:
     """Sessions of which something has ended, the one with the newest prompt first."""
     if after_session_id and offset:
@@ -44,7 +46,7 @@ async def list_all(
 
 @router.get("/sessions/{session_id:path}")
 async def get(
-    session_id: str,
+    session_id: Annotated[str, Path(pattern=NO_NUL)],
     caller: CurrentUser,
     connection: ReadConnection,
     limit: Annotated[int, Query(ge=1, le=200, description="Threads of a page")] = 50,
