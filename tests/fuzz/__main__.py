@@ -49,7 +49,6 @@ def main() -> int:
         if inputs is None:
             failed += 1
         elif given.keep:
-            # Those that failed once are the file's first lines and stay; the others are chosen anew.
             keep(name, minimised(TARGETS[name], [*inputs, *kept(name)], SEEDS[name]))
         print(f"{name}: {'failed' if inputs is None else 'holds'}, {time.monotonic() - begin:.0f} s", flush=True)
     return 1 if failed else 0

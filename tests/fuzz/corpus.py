@@ -1,7 +1,10 @@
-"""The inputs that are kept: `corpus/<target>.txt`, one a line, written as Python writes bytes.
+"""The inputs that are kept, one a line, written as Python writes bytes.
 
-Which inputs are worth keeping is told by the steps from line to line of our code that they take: an input stays when it takes
-one that no shorter input took. That needs no instrument but the interpreter's own.
+`corpus/<target>.txt` has those that get far and is written by a run with `--keep`; `corpus/<target>.found.txt` has those that
+failed once and is written by hand.
+
+How far an input gets is told by the steps from line to line of our code that it takes: it stays when it takes one that no
+shorter input took. That needs no instrument but the interpreter's own.
 """
 
 import ast
@@ -18,22 +21,22 @@ DIRECTORY: Final = Path(__file__).with_name("corpus")
 MAX_KEPT: Final = 60
 """Of each target."""
 MAX_INPUT: Final = 1024
-"""Bytes of an input that is kept for its steps; one that once failed may be longer."""
+"""Bytes of an input that is kept for how far it gets."""
 
 Step = tuple[str, int, int]
 
 
 def kept(target: str) -> list[bytes]:
-    """The inputs of a target, oldest first; none for a target that has no file."""
-    path = DIRECTORY / f"{target}.txt"
-    lines = path.read_text("ascii").splitlines() if path.exists() else []
+    """The inputs of a target: those that failed once, then those that get far."""
+    paths = (DIRECTORY / f"{target}.found.txt", DIRECTORY / f"{target}.txt")
+    lines = [line for path in paths if path.exists() for line in path.read_text("ascii").splitlines()]
     found = [ast.literal_eval(line) for line in lines if line]
     assert all(isinstance(one, bytes) for one in found)
     return found
 
 
 def keep(target: str, inputs: Iterable[bytes]) -> None:
-    """Write the inputs of a target in place of those that it had."""
+    """Write the inputs of a target that get far, in place of those that it had."""
     (DIRECTORY / f"{target}.txt").write_text("".join(f"{one!r}\n" for one in inputs), "ascii")
 
 
