@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.server import Server, alive, descendants, eventually
+from tests.support.server import Machine, Server, alive, descendants, eventually
 
 chaos = pytest.mark.skipif(not os.environ.get("CHAOS"), reason="long: set CHAOS=1")
 
@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                         terminalreporter.write_line(text)
 
 
-def kill_everything(server: Server) -> None:
+def kill_everything(server: Machine) -> None:
     """`kill -9` of the supervisor and of every process below it, all at one moment."""
     assert server.process is not None
     family = [server.process.pid, *descendants(server.process.pid)]

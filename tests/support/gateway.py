@@ -4,9 +4,7 @@ The fixture `start_gateway` ends what it started, by its pid.
 """
 
 import contextlib
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,92 +14,24 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import (
-    OSTIARY,
-    START_SECONDS,
-    Server,
-    _environment,
-    alive,
-    descendants,
-    eventually,
-    free_port,
-    open_directory,
-)
+from tests.support.server import Machine, Server, eventually, open_directory
 
 
-class Gateway:
-    """`ostiary gateway start`, started as a user would."""
+class Gateway(Machine):
+    """`ostiary gateway start`, with one worker unless it is told otherwise."""
+
+    command = ("gateway", "start")
 
     def __init__(self, directory: Path, url: str, key: str, *arguments: str, **variables: str) -> None:
-        self.data_dir = directory / "data"
-        self.log = directory / "gateway.log"
-        self.port = free_port()
-        self.metrics_port = free_port()
-        self.scheme = "https" if "--tls-cert-file" in arguments else "http"
-        self.url = f"{self.scheme}://127.0.0.1:{self.port}"
+        if "--workers" not in arguments:
+            arguments = ("--workers", "1", *arguments)
+        known = {"OSTIARY_GATEWAY_KEY": key, "OSTIARY_CONTROL_URL": url}
+        super().__init__(directory, "gateway", *arguments, **(known | variables))
         self.control_url = url
-        self._arguments = arguments
-        self._variables = {"OSTIARY_GATEWAY_KEY": key, "OSTIARY_CONTROL_URL": url, **variables}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *, ready: bool = True) -> "Gateway":
-        command = [
-            *(*OSTIARY, "gateway", "start", "--workers", "1"),
-            *("--listen", f"127.0.0.1:{self.port}"),
-            *("--metrics-listen", f"127.0.0.1:{self.metrics_port}"),
-            *("--data-dir", str(self.data_dir)),
-            *self._arguments,
-        ]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=_environment(**self._variables),
-            )
-        if ready:
-            self.wait_ready()
-        return self
-
-    def wait_ready(self) -> None:
-        eventually(self.is_ready, within=START_SECONDS, what=f"ready; log:\n{self.tail()}")
-
-    def is_ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the gateway ended with {self.process.returncode}:\n{self.tail()}"
-        try:
-            return httpx.get(f"{self.url}/readyz", timeout=2, verify=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def ended(self, *, within: float = 30.0) -> int:
-        """Waits until it ends by itself; gives the exit status."""
-        assert self.process is not None
-        try:
-            return self.process.wait(within)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the gateway did not end within {within} s:\n{self.tail()}") from None
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.ended(within=60)
-
-    def kill(self) -> None:
-        """`kill -9` of the supervisor, and the wait until nothing of it is left."""
-        assert self.process is not None
-        family = descendants(self.process.pid)
-        self.process.kill()
-        self.process.wait(10)
-        eventually(lambda: not any(alive(pid) for pid in family), what="all processes ended with their supervisor")
 
     def complaints(self) -> list[str]:
         """What it said to the person at the terminal, other than its log."""
         return [line for line in self.log.read_text().splitlines() if line.startswith("ostiary: ")]
-
-    def tail(self, lines: int = 60) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
 def new_key(server: Server, name: str = "site") -> dict[str, str]:

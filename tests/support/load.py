@@ -1,9 +1,10 @@
-"""Streams against a running server, from a thread of its own, by a client that lives through everything.
+"""Calls of a running server, from a thread of its own, by a client that lives through everything.
 
 Rules
 - Each mark is sent once, whatever happens to it: what reached the provider can be reconciled with what was recorded.
 - A connection that cannot be made is tried again, since nothing of its request has been sent.
 - A call is `complete` when its framing ended as it should; what came of any other is kept as it came.
+- Every call asks the provider to report a number of output tokens of its own, so that nobody's usage can pass for another's.
 """
 
 import asyncio
@@ -12,13 +13,15 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
 import uvloop
+
+from tests.support.server import eventually
 
 RECONNECT = 0.02
 GIVE_UP = 60.0
@@ -33,6 +36,11 @@ class Kind:
     body: dict[str, Any]
     last_words: bytes
 
+    @property
+    def tools(self) -> int:
+        """How many tools the model will call."""
+        return len(self.body.get("tools", ()))
+
 
 def _stream(path: str, last_words: bytes, **body: Any) -> Kind:
     return Kind(path, {"model": "gpt-5.4-mini", "stream": True, **body}, last_words)
@@ -46,13 +54,29 @@ MESSAGES = Kind(
     b'{"type":"message_stop"}\n\n',
 )
 BLOCKING = Kind("/api/v2/ai-gateway/openai/v1/chat/completions", {"model": "gpt-5.4-mini"}, b"")
+_SCHEMA = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
+CHAT_TOOL = Kind(
+    CHAT.path,
+    CHAT.body | {"tools": [{"type": "function", "function": {"name": "bash", "parameters": _SCHEMA}}]},
+    CHAT.last_words,
+)
+MESSAGES_TOOL = Kind(
+    MESSAGES.path, MESSAGES.body | {"tools": [{"name": "bash", "input_schema": _SCHEMA}]}, MESSAGES.last_words
+)
+MIXED = (CHAT, MESSAGES, BLOCKING, CHAT_TOOL, RESPONSES, MESSAGES_TOOL)
+"""Streams and blocking calls of every format, with prompts and with tool calls."""
 
 
 class Call(asyncio.Protocol):
     """One request and its answer."""
 
-    def __init__(self, mark: str, request: bytes, last_words: bytes, load: "Load") -> None:
+    def __init__(self, mark: str, kind: Kind, user: str, output_tokens: int, request: bytes, load: "Load") -> None:
         self.mark = mark
+        self.kind = kind
+        self.user = user
+        """Empty: not known to the load."""
+        self.output_tokens = output_tokens
+        """What the provider will report."""
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body = b""
@@ -62,7 +86,6 @@ class Call(asyncio.Protocol):
         self.stalled = 0.0
         """The longest silence, that before the head included."""
         self._request = request
-        self._last_words = last_words
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
         self._started = self._heard = time.monotonic()
@@ -72,7 +95,7 @@ class Call(asyncio.Protocol):
     @property
     def good(self) -> bool:
         """The provider's whole answer has come."""
-        return self.complete and self.status == 200 and self.body.endswith(self._last_words)
+        return self.complete and self.status == 200 and self.body.endswith(self.kind.last_words)
 
     @property
     def interception_id(self) -> str:
@@ -127,12 +150,15 @@ class Call(asyncio.Protocol):
 
 
 class Load:
-    """A context: calls are made within, `concurrency` at once, until `total` of them or `finish`. Then all have ended."""
+    """A context: calls are made within, `concurrency` at once, until `total` of them or `finish`. Then all have ended.
+
+    `token`: of one person, or of several by their names, who take turns.
+    """
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: str | Mapping[str, str],
         *,
         concurrency: int,
         total: int | None = None,
@@ -143,7 +169,7 @@ class Load:
     ) -> None:
         parts = urlsplit(url)
         self._address = (parts.hostname or "", parts.port or 80)
-        self._token = token
+        self._people = list(token.items()) if isinstance(token, Mapping) else [("", token)]
         self._concurrency = concurrency
         self._numbers = iter(range(total)) if total is not None else itertools.count()
         self._control = control
@@ -176,6 +202,11 @@ class Load:
         if self._failure is not None:
             raise self._failure
         return self.calls
+
+    def progress(self, calls: int, *, within: float = 60.0) -> None:
+        """Wait until so many more calls have ended, or all of `total`."""
+        wanted = len(self.calls) + calls
+        eventually(lambda: self.over or len(self.calls) >= wanted, within=within, what=self.summary)
 
     @property
     def over(self) -> bool:
@@ -222,12 +253,14 @@ class Load:
         """None: told to stop while no connection could be made."""
         mark = f"{self._prefix}-{number}"
         kind = self._kinds[number % len(self._kinds)]
-        request = self._request(kind, mark)
+        user, token = self._people[number // len(self._kinds) % len(self._people)]
+        output_tokens = 1000 + number
+        request = self._request(kind, mark, token, output_tokens)
         loop = asyncio.get_running_loop()
         while True:
             try:
                 _, call = await loop.create_connection(
-                    lambda: Call(mark, request, kind.last_words, self), *self._address
+                    lambda: Call(mark, kind, user, output_tokens, request, self), *self._address
                 )
             except OSError:
                 if self._stopping:
@@ -236,12 +269,13 @@ class Load:
             else:
                 return call
 
-    def _request(self, kind: Kind, mark: str) -> bytes:
+    def _request(self, kind: Kind, mark: str, token: str, output_tokens: int) -> bytes:
         text = self._content(mark)
         said = {"input": text} if kind is RESPONSES else {"messages": [{"role": "user", "content": text}]}
         body = json.dumps(kind.body | said).encode()
         head = (
-            f"POST {kind.path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {self._token}\r\n"
-            f"Content-Type: application/json\r\nX-Fake: {self._control}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST {kind.path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n"
+            f"X-Fake: {self._control} output-tokens={output_tokens}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body

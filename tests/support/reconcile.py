@@ -8,6 +8,7 @@ Rules
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import httpx
 from ostiary.core.journal import Rest, parse, segment_first_seq
 from ostiary.core.records import WorkerGone, decode_record
 from tests.support.fake_provider import FakeProvider
+from tests.support.gateway import Gateway
 from tests.support.load import Call
-from tests.support.server import Server, eventually
+from tests.support.server import Machine, Server, eventually
 
 _MARK = re.compile(r"fake-mark:(\S+)")
 
@@ -42,10 +44,17 @@ class Reconciled(NamedTuple):
         )
 
 
-def reconcile(server: Server, fake: FakeProvider, calls: list[Call], *, within: float = 30.0) -> Reconciled:
-    """Wait until everything is shipped, then compare. For servers whose stops were all `kill -9`."""
+def reconcile(
+    server: Server, fake: FakeProvider, calls: list[Call], *gateways: Gateway, within: float = 30.0
+) -> Reconciled:
+    """Wait until everything is shipped, then compare. For machines whose stops were all `kill -9`."""
+    machines = (server, *gateways)
     reached = fake.marks()
-    rows = eventually(lambda: _all_shipped(server), within=within, what=f"all is shipped and ended:\n{server.tail()}")
+    rows = eventually(
+        lambda: _all_shipped(server, machines),
+        within=within,
+        what=lambda: "all is shipped and ended:\n" + "\n".join(machine.tail() for machine in machines),
+    )
     journals = {one["journal_id"]: one for one in journals_of(server)}
     marks = Counter(mark_of(row) for row in rows)
     assert not [mark for mark, count in reached.items() if count != 1], "asked the provider twice"
@@ -53,19 +62,24 @@ def reconcile(server: Server, fake: FakeProvider, calls: list[Call], *, within: 
     assert not set(reached) - set(marks), "reached the provider and is not recorded"
     by_mark = {mark_of(row): row for row in rows}
     for mark in set(marks) - set(reached):
-        assert by_mark[mark]["outcome"] == "interrupted", f"recorded, never sent, and not interrupted: {by_mark[mark]}"
+        known = by_mark[mark]["outcome"]
+        assert known in ("interrupted", "rejected"), f"recorded, never sent, and not told so: {by_mark[mark]}"
+    assert len({row["id"] for row in rows}) == len(rows)
+    by_call = {call.mark: call for call in calls}
     for row in rows:
-        if row["outcome"] == "completed":
-            assert [usage["output_tokens"] > 0 for usage in row["token_usages"]] == [True], row
+        _check_row(row, by_call.get(mark_of(row)))
     late = []
     for call in calls:
         if call.interception_id:
             assert by_mark[call.mark]["id"] == call.interception_id
+        elif call.complete:
+            assert call.mark not in marks, f"refused before it was recorded, and recorded: {call}"
         if call.good and by_mark[call.mark]["outcome"] != "completed":
             assert by_mark[call.mark]["outcome"] == "interrupted", by_mark[call.mark]
             late.append(call.mark)
     _check_journals(rows, journals)
-    assert "Traceback" not in server.log.read_text(), "an unexpected error, see the log"
+    for machine in machines:
+        assert "Traceback" not in machine.log.read_text(), f"an unexpected error, see the log: {machine.tail()}"
     return Reconciled(by_mark, journals, late)
 
 
@@ -88,7 +102,7 @@ def frames_on_disk(data_dir: Path) -> dict[str, int]:
     }
 
 
-def metric(server: Server, name: str, **labels: str) -> float:
+def metric(server: Machine, name: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels; 0 without any."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     total = 0.0
@@ -99,13 +113,27 @@ def metric(server: Server, name: str, **labels: str) -> float:
     return total
 
 
-def _all_shipped(server: Server) -> list[dict[str, Any]] | None:
-    if metric(server, "ostiary_link_up") != 1 or metric(server, "ostiary_link_records_pending"):
-        return None
-    if len(list((server.data_dir / "journal").glob("*-*"))) != metric(server, "ostiary_link_workers"):
-        return None  # journals of dead workers are left
+def _all_shipped(server: Server, machines: Sequence[Machine]) -> list[dict[str, Any]] | None:
+    for machine in machines:
+        if metric(machine, "ostiary_link_up") != 1 or metric(machine, "ostiary_link_records_pending"):
+            return None
+        if len(list((machine.data_dir / "journal").glob("*-*"))) != metric(machine, "ostiary_link_workers"):
+            return None  # journals of dead workers are left
     rows = server.interceptions()
     return rows if all(row["ended_at"] for row in rows) else None
+
+
+def _check_row(row: dict[str, Any], call: Call | None) -> None:
+    """It says of its call whose it was, and when that completed, what the provider reported and asked for."""
+    if row["outcome"] == "completed":
+        assert len(row["token_usages"]) == 1, row
+        assert row["token_usages"][0]["output_tokens"] > 0, row
+    if call is not None:
+        assert not call.user or row["initiator"]["username"] == call.user, f"somebody else's: {row}, {call}"
+        assert row["model"] == call.kind.body["model"], row
+        if row["outcome"] == "completed":
+            assert row["token_usages"][0]["output_tokens"] == call.output_tokens, f"{row}, {call}"
+            assert len(row["tool_usages"]) == call.kind.tools, f"{row}, {call}"
 
 
 def _check_journals(rows: list[dict[str, Any]], journals: dict[str, dict[str, Any]]) -> None:

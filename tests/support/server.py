@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -43,64 +43,46 @@ def free_port() -> int:
             return port
 
 
-def eventually(check: Callable[[], Any], *, within: float = 15.0, every: float = 0.02, what: str = "") -> Any:
-    """What `check` gives once that is true; fails when it is not within so many seconds."""
+def eventually(
+    check: Callable[[], Any], *, within: float = 15.0, every: float = 0.02, what: str | Callable[[], str] = ""
+) -> Any:
+    """What `check` gives once that is true; fails, saying `what`, when it is not within so many seconds."""
     deadline = time.monotonic() + within
     while True:
         found = check()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {within} s: {what or check}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what() if callable(what) else what or check}")
         time.sleep(every)
 
 
-class Server:
-    """`ostiary server`, started as a user would."""
+class Machine:
+    """A supervisor and what runs below it, started as a user would: `ostiary <command>`, given addresses and directory."""
 
-    def __init__(self, directory: Path, fake: FakeProvider | None, *arguments: str, **variables: str) -> None:
+    command: tuple[str, ...]
+
+    def __init__(self, directory: Path, name: str, *arguments: str, **variables: str) -> None:
         self.directory = directory
         self.data_dir = directory / "data"
-        self.log = directory / "server.log"
-        self.fake = fake
+        self.log = directory / f"{name}.log"
         self.port = free_port()
         self.metrics_port = free_port()
         self.scheme = "https" if "--tls-cert-file" in arguments else "http"
         self.url = f"{self.scheme}://127.0.0.1:{self.port}"
         self.metrics_url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         self._arguments = arguments
-        self._variables = {"OSTIARY_BOOTSTRAP_TOKEN": OWNER_TOKEN, **variables}
-        if fake is not None:
-            self._variables |= {
-                "OSTIARY_PROVIDER_0_TYPE": "openai",
-                "OSTIARY_PROVIDER_0_NAME": "openai",
-                "OSTIARY_PROVIDER_0_KEY": PROVIDER_KEY,
-                "OSTIARY_PROVIDER_0_BASE_URL": f"{fake.url}/v1",
-                "OSTIARY_PROVIDER_1_TYPE": "anthropic",
-                "OSTIARY_PROVIDER_1_NAME": "anthropic",
-                "OSTIARY_PROVIDER_1_KEY": PROVIDER_KEY,
-                "OSTIARY_PROVIDER_1_BASE_URL": fake.url,
-            } | {name: value for name, value in variables.items() if name.startswith("OSTIARY_PROVIDER_")}
+        self._variables = variables
         self.process: subprocess.Popen[bytes] | None = None
-        self._owner: httpx.Client | None = None
 
-    @property
-    def owner(self) -> httpx.Client:
-        """The REST API as its owner; made once, for a client costs more than a call."""
-        if self._owner is None:
-            self._owner = self.client()
-        return self._owner
-
-    def start(self, *, ready: bool = True) -> "Server":
+    def start(self, *, ready: bool = True) -> Self:
         command = [
-            *OSTIARY,
-            "server",
+            *(*OSTIARY, *self.command),
             *("--listen", f"127.0.0.1:{self.port}"),
             *("--metrics-listen", f"127.0.0.1:{self.metrics_port}"),
             *("--data-dir", str(self.data_dir)),
             *self._arguments,
         ]
-        if not self.data_dir.exists() and "OSTIARY_DATABASE_URL" not in self._variables:
-            copy_made_cluster(self.data_dir)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -114,12 +96,12 @@ class Server:
         return self
 
     def wait_ready(self) -> None:
-        eventually(self.is_ready, within=START_SECONDS, what=f"ready; log:\n{self.tail()}")
+        eventually(self.is_ready, within=START_SECONDS, what=lambda: f"ready; log:\n{self.tail()}")
 
     def is_ready(self) -> bool:
         process = self.process
         assert process is not None
-        assert process.poll() is None, f"the server ended with {process.returncode}:\n{self.tail()}"
+        assert process.poll() is None, f"it ended with {process.returncode}:\n{self.tail()}"
         try:
             return httpx.get(f"{self.url}/readyz", timeout=2, verify=False).status_code == 200
         except httpx.TransportError:
@@ -136,7 +118,15 @@ class Server:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-            raise AssertionError(f"the server did not stop within {within} s:\n{self.tail()}") from None
+            raise AssertionError(f"it did not stop within {within} s:\n{self.tail()}") from None
+
+    def ended(self, *, within: float = 30.0) -> int:
+        """Waits until it ends by itself; gives the exit status."""
+        assert self.process is not None
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end within {within} s:\n{self.tail()}") from None
 
     def kill(self) -> None:
         """`kill -9` of the supervisor, and the wait until nothing of it is left."""
@@ -156,6 +146,45 @@ class Server:
         """Bytes that the child processes of a kind hold in memory together."""
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.children(kind)]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def tail(self, lines: int = 60) -> str:
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Server(Machine):
+    """`ostiary server`."""
+
+    command = ("server",)
+
+    def __init__(self, directory: Path, fake: FakeProvider | None, *arguments: str, **variables: str) -> None:
+        super().__init__(directory, "server", *arguments, **{"OSTIARY_BOOTSTRAP_TOKEN": OWNER_TOKEN, **variables})
+        self.fake = fake
+        if fake is not None:
+            self._variables |= {
+                "OSTIARY_PROVIDER_0_TYPE": "openai",
+                "OSTIARY_PROVIDER_0_NAME": "openai",
+                "OSTIARY_PROVIDER_0_KEY": PROVIDER_KEY,
+                "OSTIARY_PROVIDER_0_BASE_URL": f"{fake.url}/v1",
+                "OSTIARY_PROVIDER_1_TYPE": "anthropic",
+                "OSTIARY_PROVIDER_1_NAME": "anthropic",
+                "OSTIARY_PROVIDER_1_KEY": PROVIDER_KEY,
+                "OSTIARY_PROVIDER_1_BASE_URL": fake.url,
+            } | {name: value for name, value in variables.items() if name.startswith("OSTIARY_PROVIDER_")}
+        self._owner: httpx.Client | None = None
+
+    @property
+    def owner(self) -> httpx.Client:
+        """The REST API as its owner; made once, for a client costs more than a call."""
+        if self._owner is None:
+            self._owner = self.client()
+        return self._owner
+
+    def start(self, *, ready: bool = True) -> Self:
+        if not self.data_dir.exists() and "OSTIARY_DATABASE_URL" not in self._variables:
+            copy_made_cluster(self.data_dir)
+        return super().start(ready=ready)
 
     def client(self, token: str = OWNER_TOKEN) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=20, verify=False)
@@ -221,11 +250,6 @@ class Server:
             yield name
         finally:
             assert self.owner.delete(f"/api/v2/ai/providers/{name}").status_code == 204
-
-    def tail(self, lines: int = 60) -> str:
-        if not self.log.exists():
-            return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def _environment(**variables: str) -> dict[str, str]:

@@ -1,0 +1,49 @@
+"""`kill -9` of whatever there is, in any order and at any moment, under load: nothing is lost and nothing doubled."""
+
+import pytest
+
+from tests.chaos.harness import LONG, Chance, Site, StartSite
+from tests.support.chaos import Say
+from tests.support.server import Machine
+
+CHILDREN = ("worker", "link", "control", "postgres")
+KILLS = 60 if LONG else 7
+CONCURRENCY = 200 if LONG else 60
+
+
+def kill_one(site: Site, chance: Chance) -> str:
+    """End something as a crash would, now and then a whole machine; what it was."""
+    machine: Machine = chance.choice(site.machines)
+    kinds = CHILDREN if machine is site.server else CHILDREN[:2]
+    victim = chance.choice((*kinds, *kinds, "supervisor", "everything"))
+    if victim == "supervisor":
+        site.kill_supervisor(machine)
+    elif victim == "everything":
+        site.kill_everything(machine)
+    else:
+        site.kill(machine, victim, chance)
+    return f"{' '.join(machine.command)}: {victim}"
+
+
+@pytest.mark.parametrize("standalone", [False, True], ids=["embedded", "standalone"])
+def test_random_processes_are_killed_under_load(
+    start_site: StartSite, chance: Chance, say: Say, standalone: bool
+) -> None:
+    site = start_site(standalone=standalone)
+    killed = []
+    with site.load(concurrency=CONCURRENCY) as load:
+        for _ in range(KILLS):
+            load.progress(chance.randrange(CONCURRENCY, 4 * CONCURRENCY))
+            killed.append(kill_one(site, chance))
+            print(f"after {len(load.calls)} calls: {killed[-1]}")
+        site.await_link()
+        load.progress(CONCURRENCY)
+        calls = load.finish()
+    result = site.reconcile(load)
+    print(load.summary(), result, sep="\n")
+    assert not [call for call in calls if call.complete and call.status == 200 and not call.good], (
+        "a cut that looks whole"
+    )
+    assert len(result.late) <= max(3, len(calls) // 200), result
+    if LONG:
+        say(f"kills, seed {chance.seed_number}: {load.summary()}; {result}; killed {', '.join(killed)}")
