@@ -329,6 +329,26 @@ def test_time_outs_of_an_answer() -> None:
     perform(play)
 
 
+def test_a_head_that_comes_byte_by_byte_has_the_head_time_and_no_more() -> None:
+    async def play() -> None:
+        stage, answer = asked(FRAMINGS[0])
+        for byte in FRAMINGS[0].head[:HEAD_TIME]:
+            ticks(stage, 1)
+            stage.wire.arrives(bytes([byte]))
+        assert answer.told == []
+        ticks(stage, 1)
+        assert answer.error is not None
+        assert answer.error.failure is Failure.HEAD_TIMEOUT
+
+        stage, answer = asked(FRAMINGS[0])
+        ticks(stage, HEAD_TIME)
+        stage.wire.arrives(FRAMINGS[0].head)
+        ticks(stage, IDLE_TIME)  # which begins with the head
+        assert answer.told == ["head"]
+
+    perform(play)
+
+
 def test_a_client_that_stalls_is_told_of_and_the_upstream_not_blamed() -> None:
     async def play() -> None:
         stage, answer = asked(FRAMINGS[0])

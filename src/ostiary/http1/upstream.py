@@ -214,18 +214,19 @@ class UpstreamConnection:
         self._tcp = tcp
 
     def data_received(self, data: bytes) -> None:
-        self.quiet = 0
         state = self._state
         if state == _RELAY:
+            self.quiet = 0
             feed = self._feed
             if feed is not None:
                 self._take_chunks(feed, data)
             else:
                 self._take_counted(data)
         elif state == _AWAIT_HEAD:
-            self._heard = True
+            self._heard = True  # and `quiet` goes on: a head that comes byte by byte has its time too
             self._take_head(self._buffer + data if self._buffer else data)
         elif state == _DISCARD:
+            self.quiet = 0
             self._discard_body(data)
         elif state == _IDLE:
             # An answer to nothing: whatever it is, it belongs to no request.
@@ -277,6 +278,7 @@ class UpstreamConnection:
             except HeadError as error:
                 self._fail(Failure.PROTOCOL, error.reason)
                 return
+            self.quiet = 0
             if head.status >= 200:
                 break
             consumer.response_interim(head)
