@@ -121,6 +121,26 @@ def test_metrics_of_calls_arrive(told: Server, taken: Collector) -> None:
     assert point["attributes"]["gen_ai.provider.name"] == "openai"
 
 
+@pytest.mark.parametrize("spliced", [True, False], ids=["usage-is-spliced-in", "as-it-came"])
+def test_the_first_chunk_of_a_stream_is_told(told: Server, taken: Collector, *, spliced: bool) -> None:
+    body = {"model": "first-of-a-stream", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    if not spliced:
+        body["stream_options"] = {"include_usage": True}
+    headers = {"Authorization": f"Bearer {told.new_token('streamer')}", "X-Fake": "events=4 pace=60"}
+    answer = ask(told.port, "POST", "/api/v2/ai-gateway/openai/v1/chat/completions", headers, json.dumps(body).encode())
+    interception = answer.header("x-ostiary-interception-id")
+    assert interception
+    _, attempt = spans_of(taken, interception)
+    waited = attempt["attributes"]["gen_ai.response.time_to_first_chunk"]
+    assert 0.0 < waited < (attempt["end"] - attempt["start"]) / 1e9 - 0.15  # three more events came after it
+
+    def measured() -> list[dict[str, Any]]:
+        points = taken.points().get("gen_ai.client.operation.time_to_first_chunk", [])
+        return [one for one in points if one["attributes"]["gen_ai.request.model"] == "first-of-a-stream"]
+
+    assert eventually(measured, what="the metric of a stream")
+
+
 def test_server_and_machine_write_a_line_for_each_record(told: Server) -> None:
     interception = call(told, "logged-model")
 

@@ -30,7 +30,8 @@ def attempt(at_us: int = 1000, status: int = 200, error: str = "", **more: Any) 
 
 def ended(*attempts: Attempt, begun: dict[str, Any] | None = None, **fields: Any) -> Ended:
     one = start(started_at=T0, **(begun or {}))
-    trace = Trace([], fields.pop("edits", []), list(attempts), STAGES, fields.pop("notes", []))
+    stages = fields.pop("stages", STAGES)
+    trace = Trace([], fields.pop("edits", []), list(attempts), stages, fields.pop("notes", []))
     last = end(one, trace=trace, calls=fields.pop("calls", ()), **fields)
     return Ended(one, last, "POST", ProviderType.ANTHROPIC, "api.anthropic.com", 443)
 
@@ -103,6 +104,20 @@ def test_the_answer_by_the_names_of_the_conventions(conventions: Conventions, wr
         "server.address": "api.anthropic.com",
         "server.port": 443,
     }
+
+
+@pytest.mark.parametrize("conventions", ["v1.41", "latest"])
+def test_the_first_chunk_of_a_stream_counts_from_its_request(conventions: Conventions) -> None:
+    def told(**more: Any) -> tuple[list[object], list[float]]:
+        given = ended(attempt(1000, 429), attempt(300_000), stages=STAGES | {"first_chunk": 550_000}, **more)
+        spans = attempt_spans(given, conventions, content=False)
+        measured = [one.value for one in measurements(given, conventions, str) if one.name.endswith("first_chunk")]
+        return [span.attributes.get("gen_ai.response.time_to_first_chunk") for span in spans], measured
+
+    assert told() == ([None, 0.25], [0.549])  # each span its own; the metric's call began with the first attempt
+    assert told(begun={"streaming": False}) == ([None, None], [])
+    assert told(status_code=500, outcome="upstream_error") == ([None, None], [])
+    assert told(begun={"route": "/v1/audio/speech", "route_kind": "metered"})[1] == []
 
 
 def test_content_only_when_asked_for_and_only_what_is_recorded() -> None:

@@ -2,6 +2,9 @@
 
 The process that controls the run (the only one, without xdist) answers on a unix socket in the directory of the run:
 whoever connects gets the URL. The server is that process's child, so it ends with it whatever happens.
+
+`OSTIARY_TESTS_DATABASE_URL=postgresql://superuser:password@host:port/postgres` names another PostgreSQL instead, 14 or
+newer: databases are made in it and dropped again. Its role `ostiary_rpc` stays.
 """
 
 import fcntl
@@ -22,6 +25,7 @@ import pytest
 from ostiary.runtime.postgres import EmbeddedPostgres
 
 _VARIABLE = "OSTIARY_TESTS_POSTGRES_SOCKET"
+_OWN_SERVER = "OSTIARY_TESTS_DATABASE_URL"
 _run: "_Run | None" = None
 
 
@@ -29,12 +33,12 @@ class PostgresServer(NamedTuple):
     """The server of this run, as its superuser. Databases that tests make need names of their own."""
 
     url: str
-    """SQLAlchemy URL (asyncpg) of the database `ostiary`, which nobody writes to."""
+    """SQLAlchemy URL (asyncpg) of a database that nobody writes to."""
 
     def database_url(self, name: str) -> str:
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
 
-    def asyncpg_dsn(self, name: str = "ostiary") -> str:
+    def asyncpg_dsn(self, name: str = "postgres") -> str:
         """The same for `asyncpg.connect`."""
         return self.database_url(name).replace("+asyncpg", "", 1)
 
@@ -121,6 +125,8 @@ def copy_made_cluster(data_dir: Path) -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> PostgresServer:
     """The PostgreSQL of this run."""
+    if own := os.environ.get(_OWN_SERVER):
+        return PostgresServer(urlunsplit(urlsplit(own)._replace(scheme="postgresql+asyncpg", path="/postgres")))
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(os.environ[_VARIABLE])
         with asking.makefile("rb") as reader:

@@ -20,6 +20,7 @@ _REACHED = {
     "connect": "connection to the provider open",
     "send": "request sent",
     "head": "provider's head here",
+    "first_chunk": "first piece of the answer here",
     "end": "answer complete",
 }
 """What has been reached when a stage of the trace is noted (design §5)."""

@@ -91,13 +91,19 @@ class Instrument(Struct, frozen=True):
 
 
 _USAGE: Final = "gen_ai.client.inference.usage."
+_FIRST_CHUNK: Final[dict[Conventions, str]] = {
+    "v1.41": "gen_ai.client.operation.time_to_first_chunk",
+    "latest": "gen_ai.client.inference.time_to_first_chunk",
+}
 INSTRUMENTS: Final[dict[Conventions, tuple[Instrument, ...]]] = {
     "v1.41": (
         Instrument("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", TOKEN_BOUNDS),
         Instrument("gen_ai.client.operation.duration", "s", "GenAI operation duration.", DURATION_BOUNDS),
+        Instrument(_FIRST_CHUNK["v1.41"], "s", "Time to receive the first chunk of a stream.", DURATION_BOUNDS),
     ),
     "latest": (
         Instrument("gen_ai.client.inference.duration", "s", "Duration of an inference.", DURATION_BOUNDS),
+        Instrument(_FIRST_CHUNK["latest"], "s", "Time to receive the first chunk of a stream.", DURATION_BOUNDS),
         Instrument(
             "gen_ai.client.inference.operation.input_tokens", "{token}", "Input tokens of an inference.", TOKEN_BOUNDS
         ),
@@ -249,6 +255,9 @@ def _attempt_span(
         attributes["error.type"] = error
     if answered:
         _add_answer(attributes, ended.end, conventions)
+        waited = _first_chunk_seconds(ended, attempt)
+        if waited is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = waited
         if content:
             _add_content(attributes, ended)
     return SpanData(
@@ -354,8 +363,10 @@ def measurements(ended: Ended, conventions: Conventions, model_label: Callable[[
     seconds = max(0, _end_us(ended) - start.started_at - attempts[0].at_us) / 1e6
     inference = start.route_kind == "bridged" or operation == "text_completion"
     tokens = tokens_of(end)
+    waited = _first_chunk_seconds(ended, attempts[0]) if inference else None
+    first_chunk = [] if waited is None else [Measurement(_FIRST_CHUNK[conventions], waited, attributes)]
     if conventions == "v1.41":
-        found = [Measurement("gen_ai.client.operation.duration", seconds, timed)]
+        found = [Measurement("gen_ai.client.operation.duration", seconds, timed), *first_chunk]
         for kind, number in () if tokens is None else (("input", tokens.input), ("output", tokens.output)):
             found.append(Measurement("gen_ai.client.token.usage", number, attributes | {"gen_ai.token.type": kind}))
         return found
@@ -366,7 +377,7 @@ def measurements(ended: Ended, conventions: Conventions, model_label: Callable[[
         return found
     if not inference:
         return [Measurement("gen_ai.client.operation.duration", seconds, timed)]
-    found = [Measurement("gen_ai.client.inference.duration", seconds, timed)]
+    found = [Measurement("gen_ai.client.inference.duration", seconds, timed), *first_chunk]
     return found if tokens is None else found + _inference_tokens(tokens, attributes)
 
 
@@ -388,6 +399,15 @@ def _inference_tokens(tokens: Tokens, attributes: Attributes) -> list[Measuremen
 
 def _attempts(ended: Ended) -> list[Attempt]:
     return ended.end.trace.attempts if ended.end.trace is not None else []
+
+
+def _first_chunk_seconds(ended: Ended, attempt: Attempt) -> float | None:
+    """From the beginning of an attempt to the first piece of the stream that the client got; None when there was none."""
+    trace = ended.end.trace
+    at = trace.stages.get("first_chunk") if trace is not None else None
+    if at is None or not ended.start.streaming or not 200 <= ended.end.status_code < 300:
+        return None
+    return max(0, at - attempt.at_us) / 1e6
 
 
 def _end_us(ended: Ended) -> int:

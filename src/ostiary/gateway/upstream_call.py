@@ -336,11 +336,15 @@ class UpstreamCall:
         if changed is not None:
             exchange.connection.write(exchange.client_head(head, changed))  # here: what is changed goes past the sink
             change = self._change if self._dump is None else _both(self._dump.response, self._change)
+            if self._worker.telemetry is not None:
+                change = _timed(change, exchange.stages)
             upstream.relay(b"", _nowhere, change, verbatim=False)
             return
         show: Write | None = None if observer is None else observer.feed
         if self._dump is not None:
             show = self._dump.response if show is None else _both(self._dump.response, show)
+        if self._worker.telemetry is not None:
+            show = _timed(show or _nowhere, exchange.stages)
         compact = None if observer is None else observer.compact
         upstream.relay(exchange.client_head(head, None), exchange.connection.write, show, compact=compact)
 
@@ -585,6 +589,17 @@ class UpstreamCall:
         assert dumps is not None
         self._dump = self._exchange.dump(dumps, len(self.attempts) + 1)
         self._dump.request(self.sent_head, self._body)
+
+
+def _timed(write: Write, stages: dict[str, int]) -> Write:
+    """Notes when the first piece came: of streams, telemetry tells it."""
+
+    def timed(data: bytes) -> None:
+        if "first_chunk" not in stages:
+            stages["first_chunk"] = perf_counter_ns()
+        write(data)
+
+    return timed
 
 
 def _both(first: Write, second: Write) -> Write:
