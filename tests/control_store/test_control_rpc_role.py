@@ -87,6 +87,40 @@ def test_the_role_can_do_nothing_else(database_url: Secret) -> None:
     uvloop.run(main())
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["own-schema", "somebody-elses"])
+def test_a_schema_in_which_everybody_may_make_functions_is_closed_or_told(
+    postgres_server: PostgresServer, ordinary_user: Secret, *, ours: bool
+) -> None:
+    """So it is in PostgreSQL 14."""
+    user = urlsplit(ordinary_user.reveal()).username
+    name = urlsplit(ordinary_user.reveal()).path.removeprefix("/")
+
+    async def main() -> None:
+        admin = await asyncpg.connect(postgres_server.asyncpg_dsn(name))
+        await admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        await admin.execute(f"ALTER ROLE {user} CREATEROLE")
+        if not ours:
+            await admin.execute("ALTER SCHEMA public OWNER TO CURRENT_USER")
+        engine = await database.connect(ordinary_user)
+        with capture_logs() as logs:
+            await ensure_role(engine, f"{user}_rpc")
+        may = await admin.fetchval(f"SELECT has_schema_privilege('{user}_rpc', 'public', 'CREATE')")
+        assert may is not ours
+        assert await admin.fetchval(f"SELECT has_schema_privilege('{user}', 'public', 'CREATE')")
+        told = [entry.get("hint", "") for entry in logs if "the schema" in entry["event"]]
+        assert len(told) == 1
+        if not ours:
+            for statement in told[0].removeprefix("as its owner: ").split("; "):
+                await admin.execute(statement)
+            assert not await admin.fetchval(f"SELECT has_schema_privilege('{user}_rpc', 'public', 'CREATE')")
+            assert await admin.fetchval(f"SELECT has_schema_privilege('{user}', 'public', 'CREATE')")
+        await engine.dispose()
+        await admin.execute(f"DROP OWNED BY {user}_rpc; DROP ROLE {user}_rpc")
+        await admin.close()
+
+    uvloop.run(main())
+
+
 def test_every_call_of_a_gateway_goes_by_it(database_url: Secret, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(control_settings(database_url, tmp_path, demo_providers=PROVIDERS)) as server:

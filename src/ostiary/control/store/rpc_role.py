@@ -133,6 +133,28 @@ async def _become_member(connection: AsyncConnection, role: str) -> None:
 
 async def _grant(connection: AsyncConnection, role: str) -> None:
     schema = await connection.scalar(text("SELECT quote_ident(current_schema())"))
+    await _close(connection, schema, role)
     await connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
     for table, rights in RIGHTS.items():
         await connection.exec_driver_sql(f"GRANT {', '.join(rights)} ON {table} TO {role}")
+
+
+async def _close(connection: AsyncConnection, schema: str, role: str) -> None:
+    """Before PostgreSQL 15 everybody may make tables and functions in the schema `public`: as in later ones, nobody may."""
+    query = text(
+        "SELECT has_schema_privilege(:role, oid, 'CREATE') AS open,"
+        " pg_has_role(current_user, nspowner, 'USAGE') AS ours, quote_ident(current_user) AS us"
+        " FROM pg_namespace WHERE nspname = current_schema()"
+    )
+    found = (await connection.execute(query, {"role": role})).one()
+    if not found.open:
+        return
+    if found.ours:
+        await connection.exec_driver_sql(f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC")
+        log.info("closing the schema to other database users", schema=schema)
+    else:
+        log.warning(
+            "leaving the schema open to every database user",
+            schema=schema,
+            hint=f"as its owner: GRANT CREATE ON SCHEMA {schema} TO {found.us}; REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
+        )
