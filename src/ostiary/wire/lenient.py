@@ -18,6 +18,9 @@ from msgspec import Raw, Struct
 
 T = TypeVar("T", bound=Struct)
 
+JsonText = Any
+"""JSON as it stood: bytes or `Raw`, which msgspec's stubs take for a kind of bytes, and compiled code would believe them."""
+
 NO_RAW = Raw(b"")
 """Default of a `Raw` field: the member is absent."""
 

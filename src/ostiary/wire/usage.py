@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from ostiary.core.records import MAX_TOKENS
 
 from .facts import Usage
-from .lenient import object_members, text_of
+from .lenient import JsonText, object_members, text_of
 
 _Object = Mapping[str, Any]  # JSON of any shape
 
@@ -60,7 +60,7 @@ class _Numbers:
         return Usage(rest, output, cache_read, cache_write, self.metadata, raw)
 
 
-def chat_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
+def chat_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
     """Of a chat completion or its usage chunk. None when `raw` is not an object."""
     source = _object(raw)
     if source is None:
@@ -84,7 +84,7 @@ def chat_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
 
 
-def responses_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
+def responses_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
     """Of a `response` object. None when `raw` is not an object."""
     source = _object(raw)
     if source is None:
@@ -102,7 +102,7 @@ def responses_usage(raw: Raw | bytes, service_tier: str = "") -> Usage | None:
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
 
 
-def metered_usage(raw: Raw | bytes) -> Usage | None:
+def metered_usage(raw: JsonText) -> Usage | None:
     """Of embeddings, images, audio and legacy completions. None when `raw` is not an object, or is empty.
 
     Some report tokens by chat's names, some by those of Responses, transcriptions also the seconds of audio alone.
@@ -156,12 +156,12 @@ class MessagesUsage:
     __slots__ = ("_first", "_last", "_merged", "_only")
 
     def __init__(self) -> None:
-        self._only: Raw | bytes = b""
+        self._only: JsonText = b""
         self._merged: dict[str, Any] = {}
         self._first = ""
         self._last = ""
 
-    def report(self, raw: Raw | bytes) -> None:
+    def report(self, raw: JsonText) -> None:
         """Take one `usage` object. What is not an object is ignored."""
         if not self._only and not self._first:
             self._only = raw  # often there is just this one
@@ -180,7 +180,7 @@ class MessagesUsage:
             self._merge(self._only)
         return self._merged_usage()
 
-    def _merge(self, raw: Raw | bytes) -> None:
+    def _merge(self, raw: JsonText) -> None:
         source = _object(raw)
         if source is None:
             return
@@ -218,7 +218,7 @@ class MessagesUsage:
         return numbers.usage(fresh + cache_read + cache_write, output, cache_read, cache_write, raw)
 
 
-def _plain_usage(raw: Raw | bytes) -> Usage | None:
+def _plain_usage(raw: JsonText) -> Usage | None:
     """The numbers of a single plain report; None where it takes the long way to say them."""
     try:
         report = _plain.decode(raw)
@@ -246,7 +246,7 @@ def _plain_usage(raw: Raw | bytes) -> Usage | None:
     return Usage(fresh, output, cache_read, cache_write, metadata, text_of(raw))
 
 
-def _object(raw: Raw | bytes) -> dict[str, Any] | None:
+def _object(raw: JsonText) -> dict[str, Any] | None:
     try:
         value = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
@@ -255,7 +255,7 @@ def _object(raw: Raw | bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and value else None
 
 
-def _value_or_none(raw: Raw) -> Any:  # JSON of any shape
+def _value_or_none(raw: JsonText) -> Any:  # JSON of any shape
     try:
         return msgspec.json.decode(raw)
     except ValueError:
