@@ -145,6 +145,33 @@ def test_questions_are_settled_when_the_link_dies_or_stays_silent():
     assert isinstance(play.answers.pop(), Unavailable)
 
 
+def test_nobody_who_is_known_waits_for_a_link_that_hangs_and_it_is_asked_now_and_then():
+    play = Play(grace=60.0)
+    play.tell(identity=ALICE, ttl=5.0)
+    play.now += 6.0
+    play.ask()
+    assert play.answers == []
+    play.now += 5.0
+    play.cache.sweep()
+    assert play.answers == [ALICE]
+    play.asked.clear()
+    for _ in range(8):
+        play.now += 2.5
+        assert play.cache.lookup(DIGEST) is None
+        play.ask()
+        play.ask()
+        assert play.cache.lookup(DIGEST) == ALICE
+    assert play.answers == [ALICE] * 17
+    assert play.asked == [DIGEST] * 8
+    play.tell(identity=ALICE, ttl=5.0)
+    play.now += 6.0
+    play.ask()
+    assert play.answers == [ALICE] * 17, "it speaks again, so its answer is waited for"
+    play.now += 60.0
+    play.cache.sweep()
+    assert isinstance(play.answers[-1], Unavailable), "the grace is over"
+
+
 def test_a_refresh_that_died_with_the_link_is_asked_again():
     play = Play()
     play.tell(identity=ALICE, ttl=5.0)

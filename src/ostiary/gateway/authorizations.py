@@ -5,6 +5,8 @@ Rules
 - An answer serves for its `ttl`; in the second half of it, its use asks again ahead of time, so that a busy token never waits.
 - While the control plane or the link is away, an identity serves on for `auth_grace` since it was last confirmed. Its own
   expiry is checked on every use.
+- A link that leaves a question unanswered for `_WAIT_SECONDS` hangs: until it speaks again nobody whom the grace lets in
+  waits for it, and it is asked once a second in all, so that what it does not read stays small.
 - What is revoked is forgotten at once. Without a link nobody tells of revocations: what is known then serves for
   `_UNLINKED_TTL` before it is asked for, and a new link is asked for everything.
 - Refusals are kept in a table of their own: strangers cannot push known tokens out.
@@ -21,6 +23,7 @@ _REFUSED_MAX: Final = 8_192
 _WAITING_MAX: Final = 16_384
 _WAIT_SECONDS: Final = 5.0
 _UNLINKED_TTL: Final = 5.0
+_PROBE_SECONDS: Final = 1.0
 _NEVER: Final = float("inf")
 
 
@@ -63,6 +66,8 @@ class Authorizations:
         self._known: dict[bytes, _Entry] = {}
         self._refused: dict[bytes, tuple[Refusal, float]] = {}
         self._waiting: dict[bytes, tuple[float, list[Callable[[Answer], object]]]] = {}
+        self._hangs = False
+        self._probe_at = 0.0
 
     def lookup(self, digest: bytes) -> Answer | None:
         """What is known of a token now; None: `ask`."""
@@ -88,6 +93,12 @@ class Authorizations:
 
     def ask(self, digest: bytes, answered: Callable[[Answer], object]) -> None:
         """Call `answered` once, maybe at once, when the link has said who the token is or nobody can."""
+        if self._hangs:
+            known = self._within_grace(digest)
+            if known is not None:
+                self._probe(digest)
+                answered(known)
+                return
         waiting = self._waiting.get(digest)
         if waiting is not None:
             waiting[1].append(answered)
@@ -102,6 +113,7 @@ class Authorizations:
 
     def receive(self, message: Authorization) -> None:
         """The link's answer."""
+        self._hangs = False
         digest = message.token_sha256
         answer: Answer
         if message.identity is not None:
@@ -141,6 +153,7 @@ class Authorizations:
 
     def link_lost(self) -> None:
         """The link's socket is gone, and with it its answers: settle every question by what is known."""
+        self._hangs = False
         for digest in tuple(self._waiting):
             _, callbacks = self._waiting.pop(digest)
             answer = self._within_grace(digest) or Unavailable("this gateway is not connected to its control plane")
@@ -157,9 +170,17 @@ class Authorizations:
             if now < deadline:
                 break
             _, callbacks = self._waiting.pop(digest)
+            self._hangs = True
             answer = self._within_grace(digest) or Unavailable("the control plane did not answer in time")
             for answered in callbacks:
                 answered(answer)
+
+    def _probe(self, digest: bytes) -> None:
+        """Ask a link that hangs, now and then."""
+        now = self._clock()
+        if now >= self._probe_at:
+            self._probe_at = now + _PROBE_SECONDS
+            self._send(digest)
 
     def _within_grace(self, digest: bytes) -> Identity | Refusal | None:
         """An identity that nobody can confirm now, for a while. It is asked for again after some seconds."""
@@ -171,7 +192,7 @@ class Authorizations:
             del self._known[digest]
             return None
         entry.fresh_until = now + 2.0
-        entry.refresh_at = now + 1.0
+        entry.refresh_at = _NEVER if self._hangs else now + 1.0
         identity = entry.identity
         if identity.expires_at and identity.expires_at <= self._wall():
             return Refusal.EXPIRED
