@@ -114,6 +114,17 @@ def test_lines_and_trailers_are_bounded_however_torn() -> None:
     assert refused([b"0\r\n"] + [b"X: yyyyyyyyyyyyy\r\n"] * 1100)
 
 
+def test_all_extensions_together_are_bounded_by_what_they_come_with() -> None:
+    signed = b"2000;chunk-signature=" + b"f" * 64 + b"\r\n" + b"x" * 8192 + b"\r\n"
+    short = b"1;n=" + b"9" * 12 + b"\r\nx\r\n"
+    assert len(read([signed] * 200)[0]) == 200 * 8192
+    assert len(read([short] * 20_000)[0]) == 20_000
+    flood = b"1;" + b"a" * 1000 + b"\r\nx\r\n"
+    assert len(read([flood] * 16)[0]) == 16
+    assert refused([flood] * 17)
+    assert refused([b"".join([flood] * 17)])
+
+
 @pytest.mark.parametrize(
     "trailer",
     [b"X Y: z", b": z", b"X\x00: y", b"X: y\x00", b"X : y", b" X: y", b"no colon"],

@@ -1,8 +1,8 @@
 """Decoder of chunked request bodies (RFC 9112 §7.1). Pure.
 
 Strict where a lenient reader and a strict one would disagree on where the body ends: sizes are plain hex digits, lines end
-in CRLF, extensions and trailers are bounded. Extensions are ignored and trailers dropped, as a recipient may,
-whatever they name.
+in CRLF, extensions and trailers are bounded, also all extensions together: else a body of few bytes could go on for ever.
+Extensions are ignored and trailers dropped, as a recipient may, whatever they name.
 """
 
 import re
@@ -12,6 +12,10 @@ from .errors import BodyError
 
 _MAX_LINE: Final = 4096
 _MAX_TRAILERS: Final = 16 * 1024
+_MAX_EXCESS: Final = 16 * 1024
+_LINE_FREE: Final = 16
+"""Bytes of a chunk line, and with it twice as many as the chunk has, that are not yet in excess."""
+
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _TOKENISH: Final = frozenset(range(0x20, 0x7F)) | {0x09}
 
@@ -27,12 +31,13 @@ _DONE: Final = 4
 class ChunkedReader:
     """Feed it what arrives; it gives the payload and, once `done`, what belongs to the next message as `rest`."""
 
-    __slots__ = ("_buffer", "_need", "_state", "_trailers", "rest")
+    __slots__ = ("_buffer", "_excess", "_need", "_state", "_trailers", "rest")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._state = _SIZE
         self._need = 0
+        self._excess = 0
         self._trailers = 0
         self.rest = b""
 
@@ -88,6 +93,10 @@ class ChunkedReader:
             if not 0 < len(size) <= 16 or not _HEX.issuperset(size) or not _TOKENISH.issuperset(extension):
                 raise BodyError("a chunk size must be plain hex digits")
             self._need = int(size, 16)
+            if extension:
+                self._excess = max(0, self._excess + len(line) - _LINE_FREE - 2 * self._need)
+                if self._excess > _MAX_EXCESS:
+                    raise BodyError("the chunk extensions are too long for what they come with")
             self._state = _DATA if self._need else _TRAILER
             return
         if not line:
