@@ -175,11 +175,11 @@ def test_chunks_that_grow_too_large(person: Person, fake: FakeProvider) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_bodies_beyond_the_memory_for_them_have_to_wait(guest: Person, fake: FakeProvider, framing: str) -> None:
-    """There is room for two of this size. What is held for a client that leaves is free again."""
+    """There is room for two of this size. What is held for a client that leaves is free again, what is only announced always."""
     size = 30 * MIB
     chunk = b"%x\r\n%b\r\n" % (MIB, b" " * MIB)
     extra = {"Content-Length": str(size)} if framing == "length" else {"Transfer-Encoding": "chunked"}
-    start = [b" "] if framing == "length" else [chunk] * 29
+    start = [b" " * MIB if framing == "length" else chunk] * 29
 
     def begin() -> RawConnection:
         connection = guest.connect()
@@ -189,6 +189,10 @@ def test_bodies_beyond_the_memory_for_them_have_to_wait(guest: Person, fake: Fak
                 connection.send(piece)
         return connection
 
+    announced = [guest.connect() for _ in range(4)]
+    for connection in announced:
+        headers = {**guest.bearer, "Content-Length": str(size)}
+        connection.send(connection.head("POST", DATA_PLANE + CHAT.path(), headers) + b" ")
     with begin() as first, begin() as second:
         with refused(guest.server, fake, "body_memory"), begin() as third:
             answer = third.answer()
@@ -198,6 +202,8 @@ def test_bodies_beyond_the_memory_for_them_have_to_wait(guest: Person, fake: Fak
             connection.socket.close()
     body = CHAT.body()
     eventually(lambda: guest.call(CHAT.path(), body + b" " * (size - len(body))).status == 200)
+    for connection in announced:
+        connection.socket.close()
 
 
 def test_a_small_body_that_swells_beyond_the_limit(person: Person, fake: FakeProvider) -> None:

@@ -307,7 +307,15 @@ def test_a_body_over_the_limit_is_answered_and_not_read_on(framing: str, torn: b
     perform(play)
 
 
-def test_a_growing_body_is_kept_only_while_there_is_room() -> None:
+@pytest.mark.parametrize(
+    ("framing", "parts"),
+    [
+        (b"Transfer-Encoding: chunked", [b"5\r\nhello\r\n", b"1\r\nh\r\n4\r\nello\r\n", b"1\r\n!\r\n"]),
+        (b"Content-Length: 1000", [b"hello", b"hello", b"!"]),
+        (b"Content-Length: 11", [b"hello", b"hello", b"!"]),
+    ],
+)
+def test_a_body_is_kept_only_while_there_is_room(framing: bytes, parts: list[bytes]) -> None:
     async def play() -> None:
         asked: list[int] = []
 
@@ -318,13 +326,15 @@ def test_a_growing_body_is_kept_only_while_there_is_room() -> None:
         stage = ClientStage(
             App(begin=lambda r: r.connection.collect(1000, reserve), too_large=lambda r: r.refuse(b"503 Busy"))
         )
-        stage.wire.arrives(b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
-        stage.wire.arrives(b"5\r\nhello\r\n")
-        stage.wire.arrives(b"1\r\nh\r\n4\r\nello\r\n")
+        stage.wire.arrives(b"POST /b HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n")
+        stage.wire.arrives(parts[0])
+        stage.wire.arrives(parts[1])
         assert stage.request.words == []
-        stage.wire.arrives(b"1\r\n!\r\n")
+        assert [size for size in asked if size] == [5, 5]
+        stage.wire.arrives(parts[2])
         assert stage.request.words == ["too large"]
-        assert asked == [5, 5, 1]
+        assert bytes(stage.wire.sent).startswith(b"HTTP/1.1 503 Busy\r\n")
+        assert [size for size in asked if size] == [5, 5, 1]
 
     perform(play)
 

@@ -21,7 +21,7 @@ from ostiary.core.identity import Identity
 from ostiary.core.ids import new_id
 from ostiary.core.records import Outcome, Trace
 from ostiary.http1.errors import Failure, UpstreamError
-from ostiary.http1.head import CHUNKED, LENGTH, UNTIL_CLOSE, RequestHead, ResponseHead
+from ostiary.http1.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
 from ostiary.wire.content_coding import (
     CodingError,
@@ -173,10 +173,10 @@ class Exchange:
             self._upload = Upload(head)
             self.connection.stream()
         else:
-            self.connection.collect(worker.settings.body_max_bytes, self._reserve if head.framing == CHUNKED else None)
+            self.connection.collect(worker.settings.body_max_bytes, self._reserve)
 
     def _admit(self, admission: decide.Admission) -> Refusal | None:
-        """Whether this request may go where its path leads, and with what; its place and memory are taken."""
+        """Whether this request may go where its path leads, and with what; its place is taken."""
         worker = self.worker
         head = self.head
         presented = self._presented
@@ -200,20 +200,12 @@ class Exchange:
             self._limited = True
         if route.kind != "metered" or head.method == b"POST":
             self._format = route.format
-        if (
-            head.framing == LENGTH
-            and head.content_length <= worker.settings.body_max_bytes  # else it will not be read
-            and not (route.upload and is_form(head.fields))
-        ):
-            if not worker.reserve_body(head.content_length):
-                return _BODY_MEMORY
-            self._body_size = head.content_length
         return None
 
     # --- body
 
     def _reserve(self, size: int) -> bool:
-        """Memory for the next part of a body in chunks, whose length nobody has told."""
+        """Memory for the next part of a body. Not for what is only announced: that costs a client nothing."""
         if self.worker.reserve_body(size):
             self._body_size += size
             return True

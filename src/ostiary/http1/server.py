@@ -157,6 +157,7 @@ class ClientConnection:
         self._state = _CLOSED
         self._shared.live.discard(self)
         self._buffer = b""
+        self._reserve = None
         self._collected = bytearray()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
@@ -207,8 +208,7 @@ class ClientConnection:
     def collect(self, limit: int, reserve: Callable[[int], bool] | None = None) -> None:
         """Read the body into memory, up to `limit` bytes, and hand it to `request_body`.
 
-        A body in chunks tells its size only as it grows: `reserve` is asked for each part of it before that is kept, and
-        where it says no, `request_body_too_large` follows.
+        `reserve` is asked for each part of it before that is kept, and where it says no, `request_body_too_large` follows.
         """
         self._reserve = reserve
         self._begin_body(limit, collecting=True)
@@ -246,11 +246,18 @@ class ClientConnection:
             self._buffer = data[left:]
             data = data[:left]
             size = left
+        collecting = self._collecting
+        if collecting:
+            reserve = self._reserve
+            if reserve is not None and not reserve(size):
+                self._too_large()
+                return
         self._left = left = left - size
         if not left:
             self._state = _BUSY
+            self._reserve = None  # the request's: kept, the two would be garbage in a circle
         exchange = self.exchange
-        if not self._collecting:
+        if not collecting:
             if exchange is not None:
                 exchange.request_piece(data, last=not left)
             return
@@ -297,9 +304,11 @@ class ClientConnection:
             return
         self._collected += b"".join(pieces)
         if done:
+            self._reserve = None
             exchange.request_body(self._take_collected(b""))
 
     def _too_large(self) -> None:
+        self._reserve = None
         self._collected = bytearray()
         self._state = _READ_BODY
         if self.exchange is not None:
@@ -432,6 +441,7 @@ class ClientConnection:
         self.exchange = None
         self.head = None
         self._chunks = None
+        self._reserve = None
         self._buffer = b""
         self._collected = bytearray()
 
