@@ -350,7 +350,7 @@ class Records:
 class World:
     """One worker, two clients, and what they did."""
 
-    def __init__(self, loop: Loop, records: Records, keep_alive: float, retry_5xx: int) -> None:
+    def __init__(self, loop: Loop, records: Records, overrides: dict[str, Any]) -> None:
         self.loop = loop
         loop.world = self
         self.numbers = itertools.count(1)
@@ -365,15 +365,13 @@ class World:
         self.records = records
         records.begin()
         limits = Limits(memoryview(bytearray(ROW * 8)).cast("Q"), 0, 1, max_concurrency=2)
-        set_up = GatewaySettings(
-            journal_dir="",
-            sse_keepalive=keep_alive,
-            retry_5xx=retry_5xx,
-            circuit_breaker_failure_threshold=2,
-            circuit_breaker_max_requests=1,
-            idle_timeout=20.0,
-            head_timeout=40.0,
-        )
+        usual: dict[str, Any] = {
+            "circuit_breaker_failure_threshold": 2,
+            "circuit_breaker_max_requests": 1,
+            "idle_timeout": 20.0,
+            "head_timeout": 40.0,
+        }
+        set_up = GatewaySettings(journal_dir="", **(usual | overrides))
         self.worker = worker = Worker(set_up, records.journal, TLS, self.send, limits)
         self.cells = limits._cells
         worker.health.__class__ = CountedTrials
@@ -405,8 +403,10 @@ class World:
 
     def request(self, which: int, kind: Kind) -> None:
         """One of the script's own, sent whole."""
-        self.clients[which].request(kind)
-        self.do_client(which, 0)
+        client = self.clients[which]
+        client.request(kind)
+        if client.transport.bring(client.pending):
+            client.pending = b""
 
     def tell(self, wire: bytes, payload: bytes, *, ends_with_stream: bool = False) -> None:
         """What the first upstream that was asked says and the script has thought of, but does not yet `bring`."""
@@ -607,13 +607,14 @@ TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 Step = tuple[str, int, int] | Callable[["World"], object]
 
 
-def play(records: Records, script: Sequence[Step], keep_alive: float = 0.0, retry_5xx: int = 0) -> World:
+def play(records: Records, script: Sequence[Step], *, mistakes: int = 0, **overrides: Any) -> World:
+    """`mistakes` of the gateway's own are expected; `overrides` of the settings."""
     loop = Loop()
     failures: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
 
     async def run() -> World:
-        world = World(loop, records, keep_alive, retry_5xx)
+        world = World(loop, records, overrides)
         for step in script:
             if callable(step):
                 step(world)
@@ -635,6 +636,7 @@ def play(records: Records, script: Sequence[Step], keep_alive: float = 0.0, retr
     with patch.object(time, "monotonic", loop.time), closing(loop):
         world = loop.run_until_complete(run())
     assert not failures, failures
+    assert counted(world, "ostiary_internal_errors") == mistakes
     world.nothing_is_left()
     world.clients_got_the_truth()
     return world

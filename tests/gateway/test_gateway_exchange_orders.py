@@ -32,7 +32,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
 def test_whatever_comes_when_nothing_leaks_and_nobody_is_told_lies(
     records: Records, script: list[Step], keep_alive: float, retry_5xx: int
 ) -> None:
-    play(records, script, keep_alive, retry_5xx)
+    play(records, script, sse_keepalive=keep_alive, retry_5xx=retry_5xx)
 
 
 def test_an_answer_that_was_cut_does_not_become_a_whole_one_while_a_trial_is_waited_for(records: Records) -> None:
@@ -73,7 +73,7 @@ def test_a_client_that_was_told_that_its_connection_ends_is_not_left_with_it(rec
 
 @pytest.mark.parametrize("asked", [1, 2], ids=["usage is spliced in", "pings are put in"])
 def test_an_answer_without_a_body_gets_none(records: Records, asked: int) -> None:
-    world = play(records, [("ask", 0, asked), *ASK[1:], says(204), WHOLE], keep_alive=1.0)
+    world = play(records, [("ask", 0, asked), *ASK[1:], says(204), WHOLE], sse_keepalive=1.0)
     (client,) = {*world.clients_of.values()}
     assert client.out.startswith(b"HTTP/1.1 204")
     assert client.out.endswith(b"\r\n\r\n")

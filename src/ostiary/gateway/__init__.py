@@ -12,6 +12,7 @@
 `breaker`         circuit breakers; pure
 `health`          pools, breakers and trials of a worker, and what it tells the others of them
 `authorizations`  who a token is: cache and pending questions
+`failures`        mistakes of ours: what is logged and answered
 `refusals`        answers of our own, in the provider's error shape; pure
 `heads`           the heads that go out, to the upstream and to the client; pure
 `recording`       the two records of an interception, from the facts of request and answer; pure

@@ -87,7 +87,7 @@ class ChangedAnswer:
 
 
 class HeldAnswer:
-    """`overflow` is called once it is too long to be held."""
+    """`overflow` is called once, when it is too long to be held."""
 
     __slots__ = ("_compact", "_overflow", "_payload", "_raw", "_raw_size", "_show", "_size", "_write", "head")
 
@@ -106,15 +106,20 @@ class HeldAnswer:
         """Body bytes as they came, framing included."""
         self._write(data)
         self._raw_size += len(data)
-        if self._raw_size > HELD_RAW_MAX and self._overflow is not None:
-            self._overflow()
+        if self._raw_size > HELD_RAW_MAX:
+            self._is_full()
 
     def take_payload(self, data: bytes) -> None:
         """The same without the framing."""
         self._show(data)
         self._size += len(data)
-        if self._size > HELD_MAX and self._overflow is not None:
-            self._overflow()
+        if self._size > HELD_MAX:
+            self._is_full()
+
+    def _is_full(self) -> None:
+        overflow, self._overflow = self._overflow, None
+        if overflow is not None:
+            overflow()
 
     @property
     def payload(self) -> bytes:

@@ -8,6 +8,7 @@ Rules
   upstream's write. What must wait (a token to look up, a connection to make) calls back into the next step.
 - Nothing of a recorded request goes upstream before its start is in the journal; from there on exactly one end follows.
 - Whoever ends the request goes through `_settle` or `_refuse`, once.
+- Whatever is raised on the way ends this request and nothing else (`failed`): who calls from outside is not told.
 """
 
 from hashlib import sha256
@@ -30,7 +31,7 @@ from ostiary.wire.content_coding import (
     decode_body,
 )
 from ostiary.wire.errors import error_observer
-from ostiary.wire.facts import Format, RequestError, RequestFacts
+from ostiary.wire.facts import Format, RequestError, RequestFacts, ResponseFacts
 from ostiary.wire.formats import observer_for, read_request
 from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
 from ostiary.wire.observer import Observer, StreamObserver
@@ -40,6 +41,7 @@ from .answers import ChangedAnswer
 from .authorizations import Answer
 from .dump import Attempt as DumpedAttempt
 from .dump import Dumps
+from .failures import CUT_BY_US, INTERNAL
 from .heads import client_head, server_timing, upstream_head
 from .interception import Interception
 from .journal import JournalError
@@ -73,6 +75,7 @@ _LARGE_BODY: Final = 4 * 1024 * 1024
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 _BODILESS: Final = frozenset((204, 304))
+_LOST: Final = Trace(notes=["what the answer said was lost to an internal error of the gateway"])
 _BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
 )
@@ -99,6 +102,8 @@ class Exchange:
     _format: Format | None = None
     """None: nothing is recorded."""
     _identity: Identity
+    _large_body: bytes = b""
+    """One that waits for its turn to be checked."""
     _limited: bool = False
     _misplaced: frozenset[bytes]
     _no_memory: bool = False
@@ -134,23 +139,32 @@ class Exchange:
 
     def begin(self) -> None:
         """The head has been read."""
-        presented = decide.credential_of(self.head.fields)
-        if presented is None:
-            self._refuse(decide.NO_TOKEN)
-            return
-        self._presented = presented
-        digest = sha256(presented.token).digest()
-        authorizations = self.worker.authorizations
-        answer = authorizations.lookup(digest)
-        self.connection.exchange = self
-        if answer is None:
-            authorizations.ask(digest, self._identified)
-        else:
-            self._identified(answer)
+        try:
+            presented = decide.credential_of(self.head.fields)
+            if presented is None:
+                self._refuse(decide.NO_TOKEN)
+                return
+            self._presented = presented
+            digest = sha256(presented.token).digest()
+            authorizations = self.worker.authorizations
+            answer = authorizations.lookup(digest)
+            self.connection.exchange = self
+            if answer is None:
+                authorizations.ask(digest, self._identified_later)
+            else:
+                self._identified(answer)
+        except Exception as error:  # noqa: BLE001 - see the module's rules; and so below
+            self.failed(error)
 
-    def _identified(self, answer: Answer) -> None:
+    def _identified_later(self, answer: Answer) -> None:
         if self._state != _IDENTIFY:
             return  # the client has gone in the meantime
+        try:
+            self._identified(answer)
+        except Exception as error:  # noqa: BLE001
+            self.failed(error)
+
+    def _identified(self, answer: Answer) -> None:
         identity = answer if type(answer) is Identity else decide.identified(answer)
         if isinstance(identity, Refusal):
             self._refuse(identity)
@@ -215,12 +229,26 @@ class Exchange:
     def request_body(self, body: bytes) -> None:
         self.stages["body"] = perf_counter_ns()
         self._state = _CHECK
-        if self._format is None:
-            self._pass_through(body)
-        elif len(body) > _LARGE_BODY:
-            self.worker.check_large(lambda: self._check(body))
-        else:
+        try:
+            if self._format is None:
+                self._pass_through(body)
+            elif len(body) > _LARGE_BODY:
+                self._large_body = body
+                self.worker.check_large(self._check_large)
+            else:
+                self._check(body)
+        except Exception as error:  # noqa: BLE001
+            self.failed(error)
+
+    def _check_large(self) -> None:
+        """Its turn has come. A request that has ended in the meantime has let go of its body."""
+        body, self._large_body = self._large_body, b""
+        if self._state != _CHECK:
+            return
+        try:
             self._check(body)
+        except Exception as error:  # noqa: BLE001
+            self.failed(error)
 
     def request_body_too_large(self) -> None:
         if self._no_memory:
@@ -234,12 +262,15 @@ class Exchange:
         upload = self._upload
         assert upload is not None
         call = self._call
-        if upload.sent and call is not None:
-            call.send_more(upload.framed(data, last=last), last=last)
-        elif upload.take(data, last=last):
-            upload.started = True
-            self.connection.pause_reading()
-            self._begin_upload(upload)
+        try:
+            if upload.sent and call is not None:
+                call.send_more(upload.framed(data, last=last), last=last)
+            elif upload.take(data, last=last):
+                upload.started = True
+                self.connection.pause_reading()
+                self._begin_upload(upload)
+        except Exception as error:  # noqa: BLE001
+            self.failed(error)
 
     def request_broken(self, reason: str) -> None:
         self._break_off(Refusal(400, "bad_framing", f"The request body's framing is broken: {reason}."))
@@ -261,8 +292,6 @@ class Exchange:
     # --- check, record start
 
     def _check(self, body: bytes) -> None:
-        if self._state != _CHECK:
-            return
         fields = self.head.fields
         worker = self.worker
         plain = body
@@ -423,8 +452,7 @@ class Exchange:
     # --- the answer
 
     def answering(self, head: ResponseHead) -> tuple[Observer | None, ChangedAnswer | None]:
-        """This answer goes to the client: who reads it, and how it is changed."""
-        self._state = _ANSWER
+        """This answer goes to the client: who reads it, and how it is changed. `client_head` has to follow."""
         self._release_body()
         self._ending.status = head.status
         if head.status in _BODILESS or self.head.method == b"HEAD":
@@ -462,8 +490,8 @@ class Exchange:
         return observer, changed
 
     def client_head(self, head: ResponseHead, changed: ChangedAnswer | None) -> bytes:
-        """The head of the answer to the client."""
-        return client_head(
+        """The head of the answer to the client, to be written at once."""
+        sent = client_head(
             head,
             self._id_line(),
             byok=self._presented.byok,
@@ -472,6 +500,8 @@ class Exchange:
             keeps_client=self._keeps_client(),
             timing=server_timing(self.stages, self.t0) if b"x-ostiary-timing" in self.head.fields else b"",
         )
+        self._state = _ANSWER
+        return sent
 
     def _id_line(self) -> bytes:
         name = b"x-ostiary-interception-id: " if self._record is not None else b"x-ostiary-request-id: "
@@ -532,6 +562,26 @@ class Exchange:
         body = error_body(shape, refusal)
         self.connection.answer(refusal_head(refusal, len(body), self._id_line() + b"\r\n"), body)
 
+    def failed(self, error: BaseException) -> None:
+        """A mistake of ours: the client gets a 500, or an answer that is visibly cut, and the record its end."""
+        worker = self.worker
+        worker.failures.log(error, self.id)
+        if self._state == _DONE:
+            return
+        try:
+            self._stop_call()
+            if self._state == _ANSWER:
+                self._ending.error_type = "server_error"
+                self._ending.error_message = CUT_BY_US
+                self.connection.abort()
+                self._settle("interrupted")
+            else:
+                self.reject(INTERNAL)
+        except Exception as again:  # noqa: BLE001
+            worker.failures.log(again, self.id)
+            self.connection.reset()
+            self._settle("interrupted")
+
     def client_gone(self) -> None:
         if self._state == _DONE:
             return
@@ -548,12 +598,16 @@ class Exchange:
 
     def _stop_call(self) -> None:
         if self._call is not None:
-            self._call.stop()
+            try:
+                self._call.stop()
+            except Exception as error:  # noqa: BLE001
+                self.worker.failures.log(error, self.id)
 
     def _settle(self, outcome: Outcome) -> None:
-        """Write the end of a recorded request, count it, let go of it."""
+        """Write the end of a recorded request, count it, let go of it. Never raises."""
         if self._state == _DONE:
             return
+        worker = self.worker
         ending = self._ending
         ending.outcome = outcome
         call = self._call
@@ -562,27 +616,34 @@ class Exchange:
             self._finish(upstream_failed(ending, own=self._own is not None, exhausted=False))
             return
         ended_ns = self.stages["end"] = perf_counter_ns()
+        try:
+            facts, trace = self._facts(call), self._trace(call)
+        except Exception as error:  # noqa: BLE001
+            worker.failures.log(error, self.id)
+            facts, trace = None, _LOST
+        try:
+            ended = record.end(
+                time_ns() // 1000, ending, hint=call.hint, facts=facts, trace=trace, seconds=(ended_ns - self.t0) / 1e9
+            )
+            if worker.telemetry is not None:
+                worker.telemetry.ended(record.start, ended, self.head, self.admission.provider)
+        except Exception as error:  # noqa: BLE001
+            worker.failures.log(error, self.id)
+        self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
+
+    def _facts(self, call: UpstreamCall) -> ResponseFacts | None:
+        """What the answer has said, into the ending too."""
         facts = call.observer.finish() if call.observer is not None else None
+        ending = self._ending
         if facts is not None and facts.error is not None and self._format is not None:
             ending.take_error(self._format, facts.error, call.sent_head)
-        elif outcome == "upstream_error" and ending.error_type is None:
+        elif ending.outcome == "upstream_error" and ending.error_type is None:
             ending.error_type = error_type_of(ending.status, self.admission.provider.family)
-        elif outcome == "client_closed":
+        elif ending.outcome == "client_closed":
             ending.error_type = "unknown"
-        if facts is not None and outcome == "completed" and not facts.complete and not facts.unparsed:
+        if facts is not None and ending.outcome == "completed" and not facts.complete and not facts.unparsed:
             self._notes += ("the answer ended without the format's own end",)
-        ended = record.end(
-            time_ns() // 1000,
-            ending,
-            hint=call.hint,
-            facts=facts,
-            trace=self._trace(call),
-            seconds=(ended_ns - self.t0) / 1e9,
-        )
-        telemetry = self.worker.telemetry
-        if telemetry is not None:
-            telemetry.ended(record.start, ended, self.head, self.admission.provider)
-        self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
+        return facts
 
     def _finish(self, failed: bool | None) -> None:
         """`failed`: whether the upstream did; None when nothing can be said of it."""
@@ -594,12 +655,16 @@ class Exchange:
         if self._pinged is not None:
             worker.pinged.discard(self._pinged)
         call, self._call = self._call, None  # the two would be garbage in a circle
-        if call is not None:
-            call.settled(failed=failed)
         worker.ended(self)
+        if call is not None:
+            try:
+                call.settled(failed=failed)
+            except Exception as error:  # noqa: BLE001
+                worker.failures.log(error, self.id)
 
     def _release_body(self) -> None:
         if self._body_size:
+            self._large_body = b""
             self.worker.release_body(self._body_size)
             self._body_size = 0
 

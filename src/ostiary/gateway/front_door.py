@@ -17,6 +17,7 @@ from ostiary.http1.origin import Origin
 from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import UpstreamConnection
 
+from .failures import INTERNAL
 from .refusals import Refusal, error_body, refusal_head
 
 if TYPE_CHECKING:
@@ -71,12 +72,23 @@ class FrontDoorExchange:
         """Relay to the control plane at `origin`."""
         self._origin = origin
         self._connection.exchange = self
-        pool = self._worker.pool
-        upstream = pool.take(origin)
-        if upstream is not None:
+        upstream = self._worker.pool.take(origin)
+        if upstream is None:
+            self._connect()
+            return
+        try:
             self._send(upstream)
-        else:
-            self._connecting = pool.connect(origin, self._send, self.response_failed)
+        except Exception as error:  # noqa: BLE001 - what is raised would be told to nobody; and so below
+            self._failed(error)
+
+    def _connect(self) -> None:
+        self._connecting = task = self._worker.pool.connect(self._origin, self._send, self.response_failed)
+        task.add_done_callback(self._connect_over)
+
+    def _connect_over(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
 
     def _send(self, upstream: UpstreamConnection) -> None:
         self._connecting = None
@@ -127,6 +139,12 @@ class FrontDoorExchange:
         """An interim answer of the control plane is of no use to a client of ours."""
 
     def response_head(self, head: ResponseHead) -> None:
+        try:
+            self._take_head(head)
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+
+    def _take_head(self, head: ResponseHead) -> None:
         self._answered = True
         upstream = self._upstream
         assert upstream is not None
@@ -165,7 +183,7 @@ class FrontDoorExchange:
         self._connecting = None
         if error.failure is Failure.STALE and self._head.framing == NO_BODY:
             # The control plane has closed a pooled connection, as after its restart; a new one is never stale.
-            self._connecting = self._worker.pool.connect(self._origin, self._send, self.response_failed)
+            self._connect()
         elif self._answered:
             self._connection.abort()
             self._worker.ended(self)
@@ -180,6 +198,16 @@ class FrontDoorExchange:
         id_line = b"x-ostiary-request-id: " + self.id.encode("ascii") + b"\r\n"
         self._connection.answer(refusal_head(refusal, len(body), id_line), body)
         self._worker.ended(self)
+
+    def _failed(self, error: BaseException) -> None:
+        """A mistake of ours, on the way of this request."""
+        self._worker.failures.log(error, self.id)
+        self._stop_upstream()
+        if self._answered:
+            self._connection.abort()
+            self._worker.ended(self)
+        else:
+            self._refuse(INTERNAL)
 
     def client_gone(self) -> None:
         self._stop_upstream()

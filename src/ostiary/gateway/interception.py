@@ -2,7 +2,7 @@
 
 Rules
 - Whoever makes an `Interception` ends it, also where `durable` says that nothing may go upstream.
-- An end that finds no room is written without its content rather than not at all.
+- An end that finds no room, or that cannot be put together, is written without its content rather than not at all.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from ostiary.core.records import InterceptionEnd, InterceptionStart, Trace, enco
 from ostiary.wire.facts import ResponseFacts
 
 from .journal import JournalError, NotDurable
-from .recording import Ending, end_record, without_content
+from .recording import Ending, bare_end, end_record, without_content
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -44,18 +44,23 @@ class Interception:
         """
         worker = self._worker
         start = self.start
-        record = end_record(
-            start.id,
-            now_us,
-            ending,
-            hint=hint,
-            facts=facts,
-            tool_results=self._tool_results,
-            trace=trace,
-            content="none" if worker.journal.shed_content else worker.settings.record_content,
-        )
-        self._append(record)
         self._inflight[0] -= 1
+        try:
+            record = end_record(
+                start.id,
+                now_us,
+                ending,
+                hint=hint,
+                facts=facts,
+                tool_results=self._tool_results,
+                trace=trace,
+                content="none" if worker.journal.shed_content else worker.settings.record_content,
+            )
+            self._append(record)
+        except Exception as error:  # noqa: BLE001 - whatever an answer holds, it has an end
+            worker.failures.log(error, start.id)
+            record = bare_end(start.id, now_us, ending)
+            self._append(record)
         worker.metrics.ended(
             start.provider_name,
             start.model,

@@ -278,7 +278,10 @@ class Journal:
             return False
         self._ballast = False
         self._next_check = self._clock() + RECHECK_INTERVAL
-        os.unlink(BALLAST_NAME, dir_fd=self._dir_fd)
+        try:
+            os.unlink(BALLAST_NAME, dir_fd=self._dir_fd)
+        except OSError:
+            return False  # somebody has made room with it already
         return True
 
     def _full_message(self) -> str:

@@ -116,6 +116,9 @@ class GatewayMetrics:
         self.unparsed = registry.counter(
             "ostiary_unparsed_answers", "Answers whose facts could not be read in full.", "provider"
         )
+        self.internal_errors = registry.counter(
+            "ostiary_internal_errors", "Requests and steps that a mistake of the gateway ended."
+        ).cell()
         self.telemetry_dropped = registry.counter(
             "ostiary_telemetry_dropped", "Interceptions of which OpenTelemetry was not told.", "reason"
         )

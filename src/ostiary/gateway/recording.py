@@ -244,6 +244,19 @@ def _tool_usage(record_id: str, now_us: int, response_id: str, call: ToolCall) -
     )
 
 
+def bare_end(interception_id: str, now_us: int, ending: Ending) -> InterceptionEnd:
+    """How it ended, without anything that others have said."""
+    return InterceptionEnd(
+        interception_id,
+        now_us,
+        ending.outcome,
+        status_code=ending.status,
+        error_type=ending.error_type,
+        unparsed=True,
+        trace=Trace(notes=["what the answer said was lost to an internal error of the gateway"]),
+    )
+
+
 def without_content(record: InterceptionEnd) -> InterceptionEnd:
     """The same end with usage only, for a journal that has no room for more."""
     return InterceptionEnd(

@@ -10,6 +10,7 @@ Rules
   or refused (design §11). Such an answer is held until its body has been looked at; the last one goes to the client as it came.
 - What was sent without being kept (an upload) is not sent again.
 - The breaker hears exactly one outcome, and so does each trial that was granted.
+- Whatever is raised on the way ends the exchange (`Exchange.failed`): who calls from outside is not told.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ from ostiary.core.health import BreakerSubject, KeySubject, TrialOutcome
 from ostiary.core.records import Attempt
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.fields import RESPONSE_DROPPED, kept_response_lines
-from ostiary.http1.head import UNTIL_CLOSE, ResponseHead
+from ostiary.http1.head import MAX_HEAD, UNTIL_CLOSE, ResponseHead
 from ostiary.http1.upstream import UpstreamConnection
 from ostiary.wire.observer import Observer
 
-from .answers import HELD_SECONDS, ChangedAnswer, HeldAnswer, Write
+from .answers import HELD_RAW_MAX, HELD_SECONDS, ChangedAnswer, HeldAnswer, Write
 from .breaker import NEEDS_TRIAL, Rejected
 from .decide import Credential, breaker_open, no_key, pool_exhausted
 from .dump import Attempt as DumpedAttempt
@@ -72,16 +73,22 @@ class UpstreamCall:
     _body: bytes = b""
     _breaker_trial: bool = False
     _changed: ChangedAnswer | None = None
+    _discarded_bytes: int = 0
     _dump: DumpedAttempt | None = None
     _held: HeldAnswer | None = None
     _held_error: UpstreamError | None = None
     """Why the answer that is held is not whole."""
-    _held_timer: asyncio.TimerHandle | None = None
+    _held_with: tuple[RuntimeKey | None, str] = (None, "")
+    """With which key it came, and its hint."""
+    _interim: bytes = b""
+    """Heads (1xx) that the client gets before that of the answer, if it gets this one."""
     _key_trial: bool = False
     _marked: tuple[tuple[str, str], ...] = ()
     _model: str = ""
     _needs_trial: bool = False
     _noted: bool = False
+    _passed_on: bool = False
+    """Another key is being asked for, while the rest of the answer that is held may still come."""
     _pending: "asyncio.Task[None] | None" = None
     _prepared: Prepared | None = None
     _retries: int = 0
@@ -92,6 +99,8 @@ class UpstreamCall:
     _signature: bytes = b""
     _state: int = _CHOOSING
     _status: int = 0
+    _timer: asyncio.TimerHandle | None = None
+    """How long the rest of an answer is waited for that the client does not get yet."""
     _tried: frozenset[bytes]
     _upstream: UpstreamConnection | None = None
 
@@ -174,12 +183,15 @@ class UpstreamCall:
 
     def _breaker_answered(self, granted: bool) -> None:
         self._breaker_trial = granted
-        if self._state == _DONE:
-            self._end_breaker_trial("unknown")
-        elif granted:
-            self._ask_key()
-        else:
-            self._reject_for_breaker(1)  # others try at this moment
+        try:
+            if self._state == _DONE:
+                self._end_breaker_trial("unknown")
+            elif granted:
+                self._ask_key()
+            else:
+                self._reject_for_breaker(1)  # others try at this moment
+        except Exception as error:  # noqa: BLE001 - see the module's rules; and so below
+            self._exchange.failed(error)
 
     def _reject_for_breaker(self, retry_after: int) -> None:
         breaker = self._breaker
@@ -196,19 +208,23 @@ class UpstreamCall:
         if self._needs_trial and self.key is not None:
             self._worker.health.ask_trial(KeySubject(self._provider.name, self.key.digest), 1, self._key_answered)
         elif adapter is not None and self._own is None:
-            self._pending = asyncio.get_running_loop().create_task(self._authorize(adapter))
+            self._pending = task = asyncio.get_running_loop().create_task(self._authorize(adapter))
+            task.add_done_callback(self._task_over)
         else:
             self._send()
 
     def _key_answered(self, granted: bool) -> None:
         self._key_trial = granted
         self._needs_trial = False
-        if self._state == _DONE:
-            self._end_key_trial("unknown")
-        elif granted:
-            self._send()
-        else:
-            self._next_key()
+        try:
+            if self._state == _DONE:
+                self._end_key_trial("unknown")
+            elif granted:
+                self._send()
+            else:
+                self._next_key()
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
 
     def _next_key(self) -> None:
         """This key cannot be used: the next one, else the answer that is held, else one of ours."""
@@ -221,6 +237,17 @@ class UpstreamCall:
             self._let_go()
         else:
             self._exchange.reject(refusal)
+
+    def _task_over(self, task: "asyncio.Task[None]") -> None:
+        """What waited is over. It calls back itself; it is only seen to here when it failed to."""
+        if not task.cancelled():
+            error = task.exception()
+        elif task is self._pending:  # it was not `stop` that did it
+            error = asyncio.CancelledError()
+        else:
+            error = None
+        if error is not None:
+            self._exchange.failed(error)
 
     async def _authorize(self, adapter: Adapter) -> None:
         exchange = self._exchange
@@ -242,7 +269,9 @@ class UpstreamCall:
 
     def _send(self) -> None:
         exchange = self._exchange
-        self._held = self._held_error = None
+        self._interim = b""
+        if self._held is not None:
+            self._forget_held()
         self.sent_head = exchange.upstream_head(self.key, self._prepared, self._signature, len(self._body))
         upstream = self._worker.pool.take(self._provider.origin) if self.replayable else None
         if upstream is None:
@@ -254,7 +283,8 @@ class UpstreamCall:
     def _connect(self) -> None:
         self._state = _CONNECT
         self._noted = False
-        self._pending = self._worker.pool.connect(self._provider.origin, self._connected, self._connect_failed)
+        self._pending = task = self._worker.pool.connect(self._provider.origin, self._connected, self._connect_failed)
+        task.add_done_callback(self._task_over)
 
     def _connected(self, upstream: UpstreamConnection) -> None:
         self._pending = None
@@ -298,33 +328,36 @@ class UpstreamCall:
     # --- the answer
 
     def response_interim(self, head: ResponseHead) -> None:
-        if head.status != 100:
-            lines = kept_response_lines(head, RESPONSE_DROPPED)
-            self._exchange.connection.write(b"\r\n".join((head.status_line, *lines, b"", b"")))
+        """It waits for the head of the answer while another attempt may follow, whose answer it would not belong to."""
+        if head.status == 100:
+            return
+        lines = kept_response_lines(head, RESPONSE_DROPPED)
+        interim = b"\r\n".join((head.status_line, *lines, b"", b""))
+        if not self._may_repeat() or (self.key is None and not self._worker.settings.retry_5xx):
+            self._exchange.connection.write(interim)
+        elif len(self._interim) + len(interim) <= MAX_HEAD:
+            self._interim += interim
 
     def response_head(self, head: ResponseHead) -> None:
         self._exchange.stages["head"] = perf_counter_ns()
         self._status = status = head.status
-        if self._dump is not None:
-            self._dump.response_head(b"\r\n".join((head.status_line, *head.lines, b"", b"")))
-        if status >= 400 and self.key is not None and needs_body(status):
-            self._hold(head)
-            return
-        if status >= 500:
-            if self._retries_5xx < self._worker.settings.retry_5xx and self._may_repeat():
-                self._retries_5xx += 1
-                self._state = _DISCARD
-                assert self._upstream is not None
-                if self._dump is None:
-                    self._upstream.discard()
-                else:
-                    self._upstream.relay(b"", _nowhere, self._dump.response)
+        try:
+            if self._dump is not None:
+                self._dump.response_head(b"\r\n".join((head.status_line, *head.lines, b"", b"")))
+            if status >= 400 and self.key is not None and needs_body(status):
+                self._hold(head)
                 return
-        elif self._key_trial or self._breaker_trial:
-            self._end_key_trial("passed")
-            if self._own is None or status not in _ABOUT_THE_PERSON:
-                self._end_breaker_trial("passed")
-        self._relay(head)
+            if status >= 500:
+                if self._retries_5xx < self._worker.settings.retry_5xx and self._may_repeat():
+                    self._discard()
+                    return
+            elif self._key_trial or self._breaker_trial:
+                self._end_key_trial("passed")
+                if self._own is None or status not in _ABOUT_THE_PERSON:
+                    self._end_breaker_trial("passed")
+            self._relay(head)
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
 
     def _relay(self, head: ResponseHead) -> None:
         """This is the answer: from here on it goes to the client."""
@@ -333,6 +366,8 @@ class UpstreamCall:
         observer, changed = self._begin_answer(head)
         upstream = self._upstream
         assert upstream is not None
+        if self._interim:
+            exchange.connection.write(self._interim)
         if changed is not None:
             exchange.connection.write(exchange.client_head(head, changed))  # here: what is changed goes past the sink
             change = self._change if self._dump is None else _both(self._dump.response, self._change)
@@ -360,10 +395,10 @@ class UpstreamCall:
         try:
             changed.feed(payload, time.monotonic())
         except TransformError as error:
-            upstream, self._upstream = self._upstream, None
-            if upstream is not None:
-                upstream.abort()
+            self._hang_up()
             self._cut(UpstreamError(Failure.PROTOCOL, str(error)))
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
 
     def _cut(self, error: UpstreamError) -> None:
         """The client's answer ends in the middle."""
@@ -374,15 +409,17 @@ class UpstreamCall:
         self._upstream = None
         dump = self._dump  # of this attempt: what follows may begin another one
         state = self._state
-        if state == _HELD:
-            self._look_at_held()
-        elif state == _DISCARD:
-            self._attempted(self._status, "")
-            self._repeat()
-        else:
-            self._complete()
-        if dump is not None:
-            dump.close()
+        try:
+            if state == _HELD:
+                self._look_at_held()
+            elif state == _DISCARD:
+                self._discarded()
+            else:
+                self._complete()
+            if dump is not None:
+                dump.close()
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
 
     def _complete(self) -> None:
         if self._changed is not None:
@@ -397,16 +434,19 @@ class UpstreamCall:
     def response_failed(self, error: UpstreamError) -> None:
         self._upstream = None
         state = self._state
-        if state == _HELD:
-            self._look_at_held(error)
-        elif state == _RELAY:
-            self._cut(error)
-        else:
-            self._failed(error, self._status if state == _DISCARD else 0)
-            if state == _DISCARD:
-                self._repeat()
+        try:
+            if state == _HELD:
+                self._look_at_held(error)
+            elif state == _RELAY:
+                self._cut(error)
+            elif state == _DISCARD:
+                self._failed(error, self._status)
+                self._discarded()
             else:
+                self._failed(error, 0)
                 self._retry_or_fail(error, retry=error.failure is Failure.STALE)
+        except Exception as mistake:  # noqa: BLE001
+            self._exchange.failed(mistake)
 
     # --- once more
 
@@ -424,8 +464,40 @@ class UpstreamCall:
     def _may_repeat(self) -> bool:
         return self.replayable and not self._worker.cutting
 
-    def _repeat(self) -> None:
+    def _discard(self) -> None:
+        """This 5xx is not shown to the client: what comes of its body within bounds is read, to keep the connection."""
+        self._retries_5xx += 1
+        self._state = _DISCARD
+        upstream = self._upstream
+        assert upstream is not None
+        self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._discarded_enough)
+        if self._dump is None:
+            upstream.discard()
+        else:
+            upstream.relay(b"", self._count_discarded, self._dump.response)
+
+    def _count_discarded(self, data: bytes) -> None:
+        self._discarded_bytes += len(data)
+        if self._discarded_bytes > HELD_RAW_MAX:
+            self._discarded_enough()
+
+    def _discarded_enough(self) -> None:
+        """Too long, or too slow."""
+        if self._state != _DISCARD:
+            return
+        self._hang_up()
+        try:
+            if self._dump is not None:
+                self._dump.close("the rest was not waited for")
+            self._discarded()
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
+
+    def _discarded(self) -> None:
         """The same again after a 5xx that nobody saw, with a new signature where there is one."""
+        self._stop_timer()
+        self._discarded_bytes = 0
+        self._attempted(self._status, "")
         if self._signature:
             self._ask_key()
         else:
@@ -435,8 +507,9 @@ class UpstreamCall:
 
     def _hold(self, head: ResponseHead) -> None:
         self._state = _HELD
-        self._held = held = HeldAnswer(head, self._let_go)
-        self._held_timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go)
+        self._held = held = HeldAnswer(head, self._held_enough)
+        self._held_with = self.key, self.hint
+        self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._held_enough)
         upstream = self._upstream
         assert upstream is not None
         show = held.take_payload if self._dump is None else _both(self._dump.response, held.take_payload)
@@ -445,8 +518,10 @@ class UpstreamCall:
 
     def _look_at_held(self, error: UpstreamError | None = None) -> None:
         """It has come whole, or (`error`) as far as it will."""
-        self._stop_holding()
+        self._stop_timer()
         self._held_error = error
+        if self._passed_on:
+            return  # another key is being asked for already
         if self._judge_key() and self._may_repeat():
             if error is not None:
                 self._failed(error, self._status)
@@ -455,6 +530,22 @@ class UpstreamCall:
             self._next_key()
         else:
             self._let_go()
+
+    def _held_enough(self) -> None:
+        """Too long, or too slow: what has come of it has to do. Its rest waits until it is known whether it is wanted."""
+        self._stop_timer()
+        try:
+            if self._judge_key() and self._may_repeat():
+                upstream = self._upstream
+                assert upstream is not None
+                upstream.pause_reading()
+                self._passed_on = True
+                self._attempted(self._status, "its body was too slow or too long to wait for")
+                self._next_key()
+            else:
+                self._let_go()
+        except Exception as error:  # noqa: BLE001
+            self._exchange.failed(error)
 
     def _judge_key(self) -> bool:
         """Whether the answer that is held says that the key cannot be used."""
@@ -473,18 +564,29 @@ class UpstreamCall:
         self._end_key_trial("failed" if found.kind == "refused" else "passed")
         return True
 
+    def _forget_held(self) -> None:
+        """Another attempt follows."""
+        self._held = self._held_error = None
+        self._passed_on = False
+        if self._upstream is not None:
+            self._hang_up()
+            if self._dump is not None:
+                self._dump.close("the rest was not waited for")
+
     def _let_go(self) -> None:
         """No other answer is to be had: this one goes to the client as it came, and what still comes of it too."""
         held = self._held
         assert held is not None
-        if self._upstream is not None:  # too long, or too slow
-            self._stop_holding()
-            self._judge_key()
         self._held = None
         self._state = _RELAY
+        self.key, self.hint = self._held_with
+        if self._passed_on and self._upstream is not None:
+            self._upstream.resume_reading()
         exchange = self._exchange
         observer, changed = self._begin_answer(held.head)
         write = exchange.connection.write
+        if self._interim:
+            write(self._interim)
         write(exchange.client_head(held.head, changed))
         if changed is not None:
             held.let_go(None, self._change)
@@ -497,22 +599,27 @@ class UpstreamCall:
         elif self._upstream is None:
             self._complete()
 
-    def _stop_holding(self) -> None:
-        if self._held_timer is not None:
-            self._held_timer.cancel()
-            self._held_timer = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _hang_up(self) -> None:
+        """No more of this attempt's answer is wanted."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
 
     # --- the end
 
     def stop(self) -> None:
         """Nobody wants an answer any more."""
-        self._stop_holding()
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
+        self._stop_timer()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+        if self._upstream is not None or self._state == _RELAY:
+            self._hang_up()
             self._attempted(0 if self._state == _AWAIT else self._status, "")
         if self._dump is not None:
             self._dump.close("nobody waited for the rest")
@@ -520,17 +627,19 @@ class UpstreamCall:
     def settled(self, *, failed: bool | None) -> None:
         """The exchange has ended: whether the upstream failed in it; None when that cannot be said."""
         self._state = _DONE
-        health = self._worker.health
-        if self._key_trial:
-            self._end_key_trial("unknown")
-        if self._breaker_trial:
-            self._end_breaker_trial("unknown" if failed is None else "failed" if failed else "passed")
-        elif failed:
-            self._worker.metrics.breaker_opened(health.failed(self._breaker))
-        elif failed is not None and health.breakers.tracked:
-            health.succeeded(self._breaker)
-        if self.key is not None and self.attempts:
-            self._worker.metrics.keys_tried(self._provider.name, len(self.attempts))
+        worker = self._worker
+        try:
+            if self._breaker_trial:
+                self._end_breaker_trial("unknown" if failed is None else "failed" if failed else "passed")
+            elif failed:
+                worker.metrics.breaker_opened(worker.health.failed(self._breaker))
+            elif failed is not None and worker.health.breakers.tracked:
+                worker.health.succeeded(self._breaker)
+            if self.key is not None and self.attempts:
+                worker.metrics.keys_tried(self._provider.name, len(self.attempts))
+        finally:
+            if self._key_trial:
+                self._end_key_trial("unknown")
 
     def _end_key_trial(self, outcome: TrialOutcome) -> None:
         if self._key_trial and self.key is not None:

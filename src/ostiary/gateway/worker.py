@@ -32,6 +32,7 @@ from .breaker import BreakerSettings
 from .decide import Admission, locate
 from .dump import Dumps
 from .exchange import Exchange
+from .failures import INTERNAL, Failures
 from .front_door import NO_CERTIFICATE, RPC_PREFIX, FrontDoorExchange
 from .heads import ActorHeaders
 from .health import Health
@@ -48,6 +49,8 @@ log = structlog.get_logger()
 _TICK_MAX: Final = 1.0
 _JOURNAL_LOG_INTERVAL: Final = 5.0
 _LOCATED_MAX: Final = 4096
+_LOCATED_LONGEST: Final = 256
+"""Bytes of a path that is remembered."""
 _FIRST_REQUEST_SECONDS: Final = 0.5
 _DRAIN_STEP: Final = 0.01
 
@@ -98,6 +101,7 @@ class Worker:
             else None
         )
         self.telemetry = Telemetry.open(settings, self.metrics)
+        self.failures = Failures(time.monotonic, self.metrics.internal_errors)
         self.pinged: set[ChangedAnswer] = set()
         """Streams whose clients are told that they are alive."""
         times = _ServerTimes(settings)
@@ -119,13 +123,23 @@ class Worker:
     def begin(self, connection: ClientConnection, head: RequestHead) -> None:
         """A request has come."""
         path = head.path
-        known = self._located.get(path)
-        target = known[0] if known is not None else split_path(path, standalone=self._standalone)
-        if target is not None and not head.upgrade.startswith(b"websocket"):
-            exchange = Exchange(self, connection, head, target, known[1] if known is not None else None)
-            self._live.add(exchange)
-            exchange.begin()
-        elif head.upgrade.startswith(b"websocket"):
+        try:
+            known = self._located.get(path)
+            target = known[0] if known is not None else split_path(path, standalone=self._standalone)
+            if target is not None and not head.upgrade.startswith(b"websocket"):
+                exchange = Exchange(self, connection, head, target, known[1] if known is not None else None)
+                self._live.add(exchange)
+                exchange.begin()
+            else:
+                self._begin_other(connection, head)
+        except Exception as error:  # noqa: BLE001 - what is raised here would end the connection without a word
+            self.failures.log(error)
+            self._answer(connection, path, INTERNAL)
+
+    def _begin_other(self, connection: ClientConnection, head: RequestHead) -> None:
+        """What is not the data plane's."""
+        path = head.path
+        if head.upgrade.startswith(b"websocket"):
             self._answer(connection, path, Refusal(501, "upgrade", "WebSocket is not supported here, use HTTP."))
         elif path == b"/healthz":
             connection.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
@@ -165,7 +179,7 @@ class Worker:
     def locate(self, path: bytes, target: Target) -> Admission | Refusal:
         """Where a path leads in the current snapshot; remembered, for paths recur."""
         located = locate(self.snapshot, target)
-        if isinstance(located, Admission):
+        if isinstance(located, Admission) and len(path) <= _LOCATED_LONGEST:
             if len(self._located) >= _LOCATED_MAX:
                 self._located.clear()
             self._located[path] = (target, located)
@@ -193,12 +207,10 @@ class Worker:
             asyncio.get_running_loop().call_soon(self._check_next_large)
 
     def _check_next_large(self) -> None:
-        try:
-            self._large[0]()
-        finally:
-            self._large.popleft()
-            if self._large:
-                asyncio.get_running_loop().call_later(0, self._check_next_large)
+        self._large[0]()  # raises nothing
+        self._large.popleft()
+        if self._large:
+            asyncio.get_running_loop().call_later(0, self._check_next_large)
 
     def log_journal_failure(self, error: JournalError) -> None:
         """At most one line every few seconds: a full disk concerns every request."""
@@ -250,11 +262,20 @@ class Worker:
     # --- time
 
     def sweep(self) -> None:
-        """Every `tick` seconds."""
-        self.connections.sweep()
-        self.pool.sweep()
-        self.authorizations.sweep()
-        self.health.sweep()
+        """Every `tick` seconds. What fails in one part does not keep the others from it."""
+        for part in (
+            self.connections.sweep,
+            self.pool.sweep,
+            self.authorizations.sweep,
+            self.health.sweep,
+            self._ping,
+        ):
+            try:
+                part()
+            except Exception as error:  # noqa: BLE001
+                self.failures.log(error)
+
+    def _ping(self) -> None:
         if self.pinged:
             now = time.monotonic()
             for answer in tuple(self.pinged):
@@ -278,7 +299,10 @@ class Worker:
         if self._live:
             log.warning("cutting live requests", count=len(self._live))
         for exchange in tuple(self._live):
-            exchange.interrupt()
+            try:
+                exchange.interrupt()
+            except Exception as error:  # noqa: BLE001 - the others are still to be cut
+                self.failures.log(error)
         self.pool.close()
         if self.dumps is not None:
             await asyncio.to_thread(self.dumps.close)

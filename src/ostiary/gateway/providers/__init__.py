@@ -35,6 +35,9 @@ def build_provider(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
         return _build(spec, allow_byok=allow_byok)
     except BuildError as error:
         return broken_provider(spec, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a row holds, the others are served
+        kind = type(error).__name__
+        return broken_provider(spec, f"it cannot be built, which is a mistake of the gateway's ({kind})")
 
 
 def _build(spec: ProviderSpec, *, allow_byok: bool) -> RuntimeProvider:
