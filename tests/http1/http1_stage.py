@@ -248,6 +248,7 @@ class App:
         self.draining = False
         self.requests: list[Request] = []
         self.refused: list[HeadError] = []
+        self.crowds: list[int] = []
         self._reactions = reactions or {"body": ok, "too_large": lambda r: r.refuse(b"413 Large")}
         self._limit = 1024 * 1024
 
@@ -264,6 +265,10 @@ class App:
         reaction = self._reactions.get(what.replace(" ", "_"))
         if reaction is not None:
             reaction(request)
+
+    def crowded(self, closed: int) -> bytes:
+        self.crowds.append(closed)
+        return b"" if closed else b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
     def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:
         self.refused.append(error)

@@ -244,3 +244,14 @@ def breaker_open(provider: RuntimeProvider, breaker: BreakerSubject, retry_after
         retry_after=retry_after,
         overloaded=provider.adapter is None,
     )
+
+
+def exhausted(provider: RuntimeProvider, detail: str) -> Refusal:
+    """For want of a descriptor, say. The provider is not to blame."""
+    return Refusal(
+        503,
+        "exhausted",
+        f"This gateway is at its limit and has no connection left to the provider {provider.name!r}: {detail}. "
+        "Try again in a moment; `ostiary doctor` tells what to raise.",
+        retry_after=1,
+    )

@@ -28,7 +28,7 @@ from ostiary.wire.observer import Observer
 
 from .answers import HELD_RAW_MAX, HELD_SECONDS, ChangedAnswer, HeldAnswer, Write
 from .breaker import NEEDS_TRIAL, Rejected
-from .decide import Credential, breaker_open, no_key, pool_exhausted
+from .decide import Credential, breaker_open, exhausted, no_key, pool_exhausted
 from .dump import Attempt as DumpedAttempt
 from .key_verdict import needs_body, read_key_error, verdict
 from .keypool import Exhausted, KeyPool
@@ -323,7 +323,10 @@ class UpstreamCall:
             if self._worker.dumps is not None:
                 self._dump_request()
             self._failed(error, 0)
-            self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
+            if error.failure is Failure.EXHAUSTED:
+                self._exchange.reject(exhausted(self._provider, error.detail))
+            else:
+                self._retry_or_fail(error, retry=error.failure is Failure.CONNECT)
 
     # --- the answer
 

@@ -1,6 +1,7 @@
 """One worker's application: what its connections, exchanges and orders share."""
 
 import asyncio
+import resource
 import ssl
 import time
 from collections import deque
@@ -46,6 +47,11 @@ from .telemetry import Telemetry
 
 log = structlog.get_logger()
 
+_OF_OURS: Final = 48
+"""Descriptors that a worker has open whatever it serves, generously."""
+_KEPT_FREE: Final = 16
+"""The part of all descriptors that clients do not get: what they ask for needs connections to providers, and files."""
+_CROWDED_LOG_INTERVAL: Final = 5.0
 _TICK_MAX: Final = 1.0
 _JOURNAL_LOG_INTERVAL: Final = 5.0
 _LOCATED_MAX: Final = 4096
@@ -109,6 +115,8 @@ class Worker:
         self.tick = min(_TICK_MAX, shortest / 4)
         self.connections = Connections(self, times, self.tick, settings.head_max_bytes)
         self.pool = Pool(settings, tls, tick=self.tick, egress_allow=parse_networks(settings.egress_allow))
+        self._descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._leave_descriptors()
         self._control: Origin | None = split_base_url(settings.control_url)[0] if settings.control_url else None
         self._located: dict[bytes, tuple[Target, Admission]] = {}
         self._standalone = settings.mode == "standalone"
@@ -116,6 +124,7 @@ class Worker:
         self._body_memory = 0
         self._large: deque[Callable[[], None]] = deque()
         self._journal_logged_at = 0.0
+        self._crowded_logged_at = 0.0
         self._drained: asyncio.Future[None] | None = None
 
     # --- http1.server.Application
@@ -168,6 +177,28 @@ class Worker:
         refusal = Refusal(error.status, "bad_head", error.reason)
         body = error_body("rest", refusal)
         return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
+
+    def crowded(self, closed: int) -> bytes:
+        """Clients have as many connections as there are descriptors for."""
+        now = time.monotonic()
+        if now - self._crowded_logged_at > _CROWDED_LOG_INTERVAL:
+            self._crowded_logged_at = now
+            what = "closing idle client connections" if closed else "turning client connections away"
+            log.warning(f"{what}: raise the limit of open files", limit=self._descriptors, most=self.connections.most)
+        if closed:
+            return b""
+        text = "This gateway has as many connections as it may open files for. Try again in a moment."
+        refusal = Refusal(503, "connections", text, retry_after=1)
+        self.metrics.refused(refusal.reason)
+        body = error_body("rest", refusal)
+        return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
+
+    def _leave_descriptors(self) -> None:
+        """Clients get those that nothing else has or may soon need."""
+        every = self._descriptors
+        if every != resource.RLIM_INFINITY:
+            kept = max(_OF_OURS, every // _KEPT_FREE)
+            self.connections.most = max(1, every - kept - self.pool.open_count)
 
     def _answer(self, connection: ClientConnection, path: bytes, refusal: Refusal) -> None:
         self.metrics.refused(refusal.reason)
@@ -266,6 +297,7 @@ class Worker:
         for part in (
             self.connections.sweep,
             self.pool.sweep,
+            self._leave_descriptors,
             self.authorizations.sweep,
             self.health.sweep,
             self._ping,

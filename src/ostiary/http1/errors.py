@@ -21,6 +21,8 @@ class Failure(StrEnum):
 
     CONNECT = "connect"
     """No connection: refused, unreachable, name not found, TLS failed, or not within `connect_timeout`."""
+    EXHAUSTED = "exhausted"
+    """No connection either, but for want of something of this machine: it says nothing of the upstream."""
     FORBIDDEN_ADDRESS = "forbidden_address"
     """The name resolved to an address that is never connected to."""
     STALE = "stale"

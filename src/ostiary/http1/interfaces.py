@@ -52,6 +52,10 @@ class Application(Protocol):
     def head_refused(self, connection: "ClientConnection", error: HeadError) -> bytes:
         """The complete answer to a head that is refused."""
 
+    def crowded(self, closed: int) -> bytes:
+        """There are as many connections as there may be: so many idle ones are closed for a new one. If 0, it is turned away
+        with what this gives."""
+
 
 class ServerLimits(Protocol):
     """Seconds, in terms of the worker's sweep."""

@@ -10,6 +10,7 @@ Rules
 import asyncio
 import base64
 import contextlib
+import errno
 import socket
 import ssl
 import urllib.parse
@@ -25,6 +26,9 @@ from .upstream import UpstreamConnection
 
 KEEPALIVE_SECONDS: Final = 60.0
 """Idle time after which a pooled connection is closed: below the 75 s that servers commonly keep."""
+
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""What this machine has none left of: descriptors, memory of the kernel."""
 
 
 class PoolLimits(Protocol):
@@ -98,7 +102,7 @@ class Pool:
             detail = f"the certificate of {origin.authority} was not accepted: {exc.verify_message}"
             failed(UpstreamError(Failure.CONNECT, detail))
         except (OSError, ValueError) as exc:  # ValueError: a name that no resolver would be asked for
-            failed(UpstreamError(Failure.CONNECT, f"cannot connect to {origin.authority}: {_reason(exc)}"))
+            failed(UpstreamError(_failure(exc), f"cannot connect to {origin.authority}: {_reason(exc)}"))
         else:
             ready(connection)
 
@@ -173,7 +177,7 @@ class Pool:
             )
         except (OSError, ValueError) as exc:
             detail = f"cannot connect to the proxy {parts.hostname}:{port}: {_reason(exc)}"
-            raise UpstreamError(Failure.CONNECT, detail) from exc
+            raise UpstreamError(_failure(exc), detail) from exc
         try:
             target = f"{origin.host}:{origin.port}" if ":" not in origin.host else f"[{origin.host}]:{origin.port}"
             request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
@@ -215,6 +219,11 @@ class Pool:
     @property
     def idle_count(self) -> int:
         return sum(map(len, self._idle.values()))
+
+    @property
+    def open_count(self) -> int:
+        """Connections that stand, or that are being made."""
+        return len(self._live) + len(self._connecting)
 
     def sweep(self) -> None:
         """Call every tick."""
@@ -265,6 +274,11 @@ class _Tunnel(asyncio.Protocol):
 
     def _refused(self, detail: str) -> None:
         self.answered.set_exception(UpstreamError(Failure.CONNECT, detail))
+
+
+def _failure(exc: Exception) -> Failure:
+    """Why there is no connection."""
+    return Failure.EXHAUSTED if isinstance(exc, OSError) and exc.errno in _EXHAUSTED else Failure.CONNECT
 
 
 def _reason(exc: Exception) -> str:

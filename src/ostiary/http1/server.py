@@ -12,6 +12,8 @@ Rules
 - An answer to a request whose body was not read through ends the connection; what still arrives is dropped, for a while,
   so that the answer is not lost to a reset (RFC 9112 §9.6). What was written has time to get out while the client takes it.
 - Nothing is written after the end was begun: `answer` and `finish` are then without effect.
+- There are never more connections than `Connections.most`: those idle longest make room for a new one, and where none is
+  idle, the new one gets the application's answer to that.
 """
 
 import asyncio
@@ -33,6 +35,7 @@ _LINGER: Final = 6
 _CLOSED: Final = 7
 
 _PIPELINE_MAX: Final = 128 * 1024
+_UNLIMITED: Final = 1 << 62
 _LINGER_BYTES: Final = 64 * 1024 * 1024
 _LINGER_QUIET: Final = 5.0
 _LINGER_TOTAL: Final = 30.0
@@ -41,11 +44,17 @@ _LINGER_TOTAL: Final = 30.0
 _DRAIN_INLINE: Final = 64 * 1024
 """An unread body up to this size is read and dropped to keep the connection, instead of closing it."""
 
+_MADE_ROOM: Final = 16
+"""The part of the connections that is closed at once where one has to be: looking for them costs a walk over all."""
+
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connections:
-    """The live client connections of a worker, and what they share. `head_max`: bytes of a request head."""
+    """The live client connections of a worker, and what they share. `head_max`: bytes of a request head.
+
+    `most`: how many there may be, from its next use on.
+    """
 
     def __init__(self, app: Application, limits: ServerLimits, tick: float, head_max: int = MAX_HEAD) -> None:
         self.live: set[ClientConnection] = set()
@@ -55,19 +64,50 @@ class Connections:
         self.keepalive_ticks = limits.keepalive_timeout / tick
         self.body_ticks = limits.body_timeout / tick
         self.head_max = head_max
+        self.most = _UNLIMITED
+        self._all_busy = False
+        """Looked at since the last sweep: none is idle."""
 
     def __len__(self) -> int:
         return len(self.live)
 
     def sweep(self) -> None:
         """Call every `tick` seconds: ends what has been quiet for too long."""
+        self._all_busy = False
         for connection in tuple(self.live):
             connection.sweep()
+
+    def add(self, connection: "ClientConnection") -> None:
+        """One more. Where that is one too many, idle ones are closed, or it is itself."""
+        if len(self.live) < self.most:
+            self.live.add(connection)
+            return
+        closed = 0 if self._all_busy else self._make_room()
+        self._all_busy = not closed
+        answer = self.app.crowded(closed)
+        self.live.add(connection)
+        if not closed:
+            connection.turn_away(answer)
+
+    def _make_room(self) -> int:
+        """Close idle connections, the longest idle first; gives how many."""
+        idle = [connection for connection in self.live if connection.idle]
+        idle.sort(key=_quiet, reverse=True)
+        surplus = len(self.live) - self.most
+        chosen = idle[: surplus + 1 + self.most // _MADE_ROOM]
+        for connection in chosen:
+            self.live.discard(connection)  # at once: others may be accepted before they are told of their end
+            connection.close_if_idle()
+        return len(chosen)
 
     def close_idle(self) -> None:
         """Drain: close connections that serve no request."""
         for connection in tuple(self.live):
             connection.close_if_idle()
+
+
+def _quiet(connection: "ClientConnection") -> int:
+    return connection.quiet
 
 
 class ClientConnection:
@@ -122,7 +162,7 @@ class ClientConnection:
         self.transport = cast("asyncio.Transport", transport)
         self.write = self.transport.write
         self.transport.set_write_buffer_limits(high=256 * 1024)
-        self._shared.live.add(self)
+        self._shared.add(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -518,6 +558,21 @@ class ClientConnection:
             self._unsent = unsent
             self.quiet = 0
         return unsent > 0 and self.quiet > self._shared.body_ticks
+
+    @property
+    def idle(self) -> bool:
+        """The last answer is sent, and nothing of a next request has come for a sweep at least."""
+        return (
+            self._state == _READ_HEAD
+            and self.quiet > 0
+            and not self._buffer
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def turn_away(self, answer: bytes) -> None:
+        """There is no room for this connection, not even to read on until the client has its answer."""
+        self.write(answer)
+        self._close()
 
     def close_if_idle(self) -> None:
         """Drain: serves no request, or none that is not answered."""

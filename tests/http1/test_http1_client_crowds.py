@@ -1,0 +1,108 @@
+"""As many client connections as there may be: who makes room for a new one, and when it is turned away."""
+
+from http1_stage import TICK, App, Limits, Wire, perform, turns
+
+from ostiary.http1.server import ClientConnection, Connections
+
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+class Crowd:
+    """Connections that share a worker with room for `most`."""
+
+    def __init__(self, most: int, app: App | None = None) -> None:
+        self.app = app or App()
+        self.connections = Connections(self.app, Limits(), TICK)
+        self.connections.most = most
+
+    def come(self, count: int = 1) -> list[Wire]:
+        return [Wire(ClientConnection(self.connections)) for _ in range(count)]
+
+
+def answered(wire: Wire) -> bool:
+    """Whether it serves."""
+    before = len(wire.sent)
+    wire.arrives(GET)
+    return b"HTTP/1.1 200 OK" in wire.sent[before:]
+
+
+def turned_away(wire: Wire) -> bool:
+    return wire.closed and bytes(wire.sent).startswith(b"HTTP/1.1 503 Full\r\n")
+
+
+def test_those_idle_longest_make_room_for_newcomers() -> None:
+    async def play() -> None:
+        crowd = Crowd(64)
+        oldest = crowd.come(10)
+        crowd.connections.sweep()
+        others = crowd.come(54)
+        crowd.connections.sweep()
+        assert answered(oldest[0])
+        crowd.connections.sweep()
+        (newcomer,) = crowd.come()
+        assert crowd.app.crowds == [5], "a sixteenth, and one for the newcomer"
+        assert not any(wire.closed for wire in (oldest[0], newcomer, *others))
+        assert sum(wire.closed for wire in oldest) == 5
+        more = crowd.come(4)
+        assert crowd.app.crowds == [5], "there was room for those"
+        more += crowd.come()
+        assert crowd.app.crowds == [5, 5]
+        assert all(wire.closed for wire in oldest[1:])
+        assert all(answered(wire) for wire in (oldest[0], newcomer, *more))
+        await turns()
+        assert len(crowd.connections) <= 64
+
+    perform(play)
+
+
+def test_nobody_who_is_served_makes_room() -> None:
+    async def play() -> None:
+        crowd = Crowd(4, App(begin=lambda request: None))
+        served, half, slow, fresh = crowd.come(4)
+        served.arrives(GET)
+        half.arrives(GET[:-1])
+        slow.take_all = False
+        slow.arrives(GET)
+        crowd.app.requests[-1].refuse(b"200 OK", b"x" * 100)
+        assert turned_away(crowd.come()[0]), "nobody has been idle for a sweep"
+        crowd.connections.sweep()
+        assert crowd.app.crowds == [0]
+        newcomer, late = crowd.come(2)
+        assert fresh.closed
+        assert not newcomer.closed
+        assert turned_away(late)
+        assert not any(wire.closed for wire in (served, half, slow))
+        assert crowd.app.crowds == [0, 1, 0]
+
+    perform(play)
+
+
+def test_newcomers_are_let_in_again_when_others_have_gone() -> None:
+    async def play() -> None:
+        crowd = Crowd(3, App(begin=lambda request: None))
+        wires = crowd.come(3)
+        for wire in wires:
+            wire.arrives(GET)
+        assert all(turned_away(wire) for wire in crowd.come(5))
+        wires[0].peer_vanishes()
+        await turns()
+        assert len(crowd.connections) == 2
+        (newcomer,) = crowd.come()
+        assert not newcomer.closed
+        assert crowd.app.crowds == [0] * 5
+
+    perform(play)
+
+
+def test_a_lower_limit_holds_from_the_next_newcomer_on() -> None:
+    async def play() -> None:
+        crowd = Crowd(32)
+        crowd.come(32)
+        crowd.connections.sweep()
+        crowd.connections.most = 16
+        (newcomer,) = crowd.come()
+        await turns()
+        assert not newcomer.closed
+        assert len(crowd.connections) <= 16
+
+    perform(play)
