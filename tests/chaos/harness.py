@@ -99,9 +99,7 @@ class Site:
 
     def kill(self, machine: Machine, kind: str, chance: Chance | None = None) -> None:
         """`kill -9` of a child process; of several, one by chance. Waits until there is one."""
-        pids = eventually(lambda: machine.children(kind), what=lambda: f"a {kind} runs: {machine.tail()}")
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(sorted(pids)) if chance else pids[0], signal.SIGKILL)
+        send(self._one(machine, kind, chance), signal.SIGKILL)
 
     def kill_supervisor(self, machine: Machine) -> None:
         """`kill -9` of the supervisor, which takes the others with it, and a new start."""
@@ -115,9 +113,8 @@ class Site:
 
     @contextmanager
     def frozen(self, machine: Machine, kind: str, chance: Chance | None = None) -> Iterator[list[int]]:
-        """A child process (PostgreSQL: all of its processes) does not run meanwhile; of several workers, one by chance."""
-        pids = eventually(lambda: machine.children(kind), what=lambda: f"a {kind} runs: {machine.tail()}")
-        pid = chance.choice(sorted(pids)) if chance else pids[0]
+        """A process (PostgreSQL: all of its processes) does not run meanwhile; of several workers, one by chance."""
+        pid = self._one(machine, kind, chance)
         family = [pid, *(descendants(pid) if kind == "postgres" else ())]
         try:
             for one in family:
@@ -126,6 +123,13 @@ class Site:
         finally:
             for one in family:
                 send(one, signal.SIGCONT)
+
+    def _one(self, machine: Machine, kind: str, chance: Chance | None) -> int:
+        if kind == "supervisor":
+            assert machine.process is not None
+            return machine.process.pid
+        pids = eventually(lambda: machine.children(kind), what=lambda: f"a {kind} runs: {machine.tail()}")
+        return chance.choice(sorted(pids)) if chance else pids[0]
 
     def await_link(self, *, within: float = 60.0) -> None:
         """Until every machine is joined to the control plane."""
