@@ -38,7 +38,7 @@ TOKEN = b"ost_0123456789abcdef0123456789abcdef"
 DIGEST = sha256(TOKEN).digest()
 IDENTITY = Identity("user", "key-of-user", "ann", "ann@example.test", "member")
 
-A1, A2, B1 = "sk-a1-0123456789abcdef", "sk-a2-0123456789abcdef", "sk-b1-0123456789abcdef"
+A1, A2, B1 = "sk-a1-0123456789abcdef", "sk-2a-0123456789abcdef", "sk-b1-0123456789abcdef"
 KEYS_OF = {"a.test": {A1, A2}, "b.test": {A2, B1}}
 """Which keys may be sent where, over all snapshots."""
 

@@ -14,7 +14,7 @@ from ostiary.gateway.key_verdict import (
     DEFAULT_WAIT,
     LONGEST_WAIT,
     MAX_ERROR_BODY,
-    SHORTEST_WAIT,
+    SHORTEST_DATE,
     Verdict,
     needs_body,
     read_key_error,
@@ -199,8 +199,10 @@ def test_only_statuses_with_a_telling_body_are_looked_into() -> None:
         ({b"retry-after-ms": b"2500", b"retry-after": b"3"}, 2.5),
         ({b"retry-after-ms": b"2500.75"}, 2.50075),
         ({b"retry-after-ms": b"soon", b"retry-after": b"3"}, 3.0),
-        ({b"retry-after": b"0"}, SHORTEST_WAIT),
-        ({b"retry-after-ms": b"20"}, SHORTEST_WAIT),
+        ({b"retry-after": b"0"}, 0.0),
+        ({b"retry-after": b"0.4"}, 0.4),
+        ({b"retry-after-ms": b"20"}, 0.02),
+        ({b"retry-after-ms": b"0"}, 0.0),
         ({b"retry-after": b"31536000"}, LONGEST_WAIT),
         ({b"retry-after": b"9" * 5000}, LONGEST_WAIT),
         ({b"retry-after-ms": b"9" * 400}, LONGEST_WAIT),
@@ -211,7 +213,7 @@ def test_only_statuses_with_a_telling_body_are_looked_into() -> None:
         ({b"retry-after": b""}, DEFAULT_WAIT),
         ({b"retry-after": b"\xff\x00"}, DEFAULT_WAIT),
         ({b"retry-after": formatdate(NOW + 90, usegmt=True).encode()}, 90.0),
-        ({b"retry-after": formatdate(NOW - 90, usegmt=True).encode()}, SHORTEST_WAIT),
+        ({b"retry-after": formatdate(NOW - 90, usegmt=True).encode()}, SHORTEST_DATE),
         ({b"retry-after": b"Wed, 21 Oct 9999 07:28:00 GMT"}, LONGEST_WAIT),
         ({b"retry-after": b"Wed, 99 Oct 2026 99:99:99 GMT"}, LONGEST_WAIT),
     ],
@@ -236,7 +238,41 @@ def test_the_wait_is_what_the_provider_says_within_bounds(fields: dict[bytes, by
 def test_no_header_makes_a_wait_that_is_out_of_bounds(fields: dict[bytes, bytes], now_wall: float) -> None:
     wait = wait_of(fields, now_wall)
     assert math.isfinite(wait)
-    assert SHORTEST_WAIT <= wait <= LONGEST_WAIT
+    assert 0.0 <= wait <= LONGEST_WAIT
+
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo"}
+
+
+@pytest.mark.parametrize(
+    ("delay", "wait"),
+    [
+        ("34.074824224s", 34.074824224),
+        ("22s", 22.0),
+        ("0.25s", 0.25),
+        ("0s", 0.0),
+        ("86400s", LONGEST_WAIT),
+        ("-3s", DEFAULT_WAIT),
+        ("3", DEFAULT_WAIT),
+        ("1e9s", DEFAULT_WAIT),
+        ("9" * 30 + "s", DEFAULT_WAIT),
+        ("", DEFAULT_WAIT),
+        (7, DEFAULT_WAIT),
+    ],
+)
+def test_google_says_how_long_in_the_body(delay: object, wait: float) -> None:
+    violation = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": "15"}
+    details = [
+        {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
+        {"@type": "type.googleapis.com/google.rpc.Help", "links": []},
+        RETRY_INFO | {"retryDelay": delay},
+    ]
+    error = {"code": 429, "message": "You exceeded your current quota.", "status": "RESOURCE_EXHAUSTED"}
+    for document in ([{"error": error | {"details": details}}], {"error": error | {"details": details}}):
+        body = msgspec.json.encode(document)
+        assert judged(429, body) == Verdict("rate_limited", pytest.approx(wait))
+        assert judged(429, body, {b"retry-after": b"3"}) == Verdict("rate_limited", 3.0), "a header goes first"
+        assert judged(429, body, {b"retry-after": b"soon"}) == Verdict("rate_limited", pytest.approx(wait))
 
 
 # --- reading the body

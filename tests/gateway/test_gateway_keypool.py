@@ -192,6 +192,14 @@ def test_exhausted_says_the_shortest_wait_when_one_key_is_only_limited() -> None
     )
 
 
+def test_keys_whose_short_limits_were_over_while_others_were_tried_are_limited_not_refused() -> None:
+    pool = pool_of(A, B)
+    for key in (A, B):
+        pool.mark(key, Verdict("rate_limited", 0.2), M, 0.0, WALL)
+    assert pool.choose(M, 5.0, tried={A.digest, B.digest}) == Exhausted("rate_limited", 1, ())
+    assert pool.choose(M, 5.0) == Chosen(A)
+
+
 def test_exhausted_says_so_when_no_key_is_accepted() -> None:
     pool = pool_of(A, B)
     refused(pool, A, 0.0)

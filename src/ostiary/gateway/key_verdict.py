@@ -7,12 +7,12 @@ Rules
   (Anthropic's 529 too).
 - Names in the body decide (`code`, `type`, Google's `reason`). Prose does only where a provider gives no name, and only
   from its first word on: further on, a message may quote the request.
-- A wait is `retry-after-ms`, else `Retry-After` (seconds or a date, RFC 9110 §10.2.3), else 60 s; whatever it says, it lies
-  between one second, the finest that we can tell a client, and an hour.
+- A wait is `retry-after-ms`, else `Retry-After` (seconds or a date, RFC 9110 §10.2.3), else the `retryDelay` of Google's
+  bodies, else 60 s; whatever it says, it is an hour at most. A date is a second ahead at least: it cannot say less.
 
-Sources: "Error codes" of OpenAI, "Errors" of Anthropic, OpenRouter and Vercel AI Gateway, `google.api.ErrorReason` of
-Google, and answers as seen: Azure puts the status into `code`, OpenRouter and Google put it there as a number, Google's
-OpenAI endpoint wraps the object in a list.
+Sources: "Error codes" of OpenAI, "Errors" of Anthropic, OpenRouter and Vercel AI Gateway, `google.api.ErrorReason` and
+`google.rpc.RetryInfo` of Google, and answers as seen: Azure puts the status into `code`, OpenRouter and Google put it there
+as a number, Google's OpenAI endpoint wraps the object in a list and sends no `Retry-After`.
 """
 
 import math
@@ -27,7 +27,7 @@ from ostiary.wire.content_coding import CodingError, decode_body
 from ostiary.wire.facts import ProviderError, provider_error
 
 DEFAULT_WAIT: Final = 60.0
-SHORTEST_WAIT: Final = 1.0
+SHORTEST_DATE: Final = 1.0
 LONGEST_WAIT: Final = 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 """More of an error's body than this is not looked at."""
@@ -99,23 +99,32 @@ class Verdict(Struct, frozen=True):
 _REFUSED: Final = Verdict("refused")
 
 
+class Said(Struct, frozen=True):
+    """What an error's body says."""
+
+    error: ProviderError
+    retry_delay: float | None = None
+    """Seconds."""
+
+
 def needs_body(status: int) -> bool:
     """Whether an error's body has to be seen before the answer goes out."""
     return status in _BODY_STATUSES
 
 
-def verdict(status: int, fields: dict[bytes, bytes], error: ProviderError | None, now_wall: float) -> Verdict | None:
-    """What the answer says of the key; None: nothing. `error` is what `read_key_error` made of its body."""
+def verdict(status: int, fields: dict[bytes, bytes], said: Said | None, now_wall: float) -> Verdict | None:
+    """What the answer says of the key; None: nothing. `said` is what `read_key_error` made of its body."""
     if status not in _BODY_STATUSES:
         return None
-    names = (error.code.lower(), error.type.lower()) if error is not None else ()
-    message = error.message if error is not None else ""
+    names = (said.error.code.lower(), said.error.type.lower()) if said is not None else ()
+    message = said.error.message if said is not None else ""
+    delay = said.retry_delay if said is not None else None
     if status == 402 or not _NOTHING_LEFT.isdisjoint(names) or message.startswith(_NOTHING_LEFT_PROSE):
-        return Verdict("quota", wait_of(fields, now_wall))
+        return Verdict("quota", wait_of(fields, now_wall, delay))
     if status == 429:
         if message.startswith(_REQUEST_TOO_LARGE_PROSE):
             return None
-        return Verdict("rate_limited", wait_of(fields, now_wall))
+        return Verdict("rate_limited", wait_of(fields, now_wall, delay))
     if not _KEY_REFUSED.isdisjoint(names) or message.startswith(_KEY_REFUSED_PROSE):
         return _REFUSED
     if status != 401 or not _CALL_DENIED.isdisjoint(names) or message.startswith(_CALL_DENIED_PROSE):
@@ -129,8 +138,8 @@ _NUMBER: Final = re.compile(rb"\d{1,15}(?:\.\d{0,15})?")
 _DIGITS: Final = re.compile(rb"\d+")
 
 
-def wait_of(fields: dict[bytes, bytes], now_wall: float) -> float:
-    """Seconds to wait by the answer's head. `now_wall`: Unix seconds."""
+def wait_of(fields: dict[bytes, bytes], now_wall: float, said: float | None = None) -> float:
+    """Seconds to wait by the answer's head, else by what its body `said`. `now_wall`: Unix seconds."""
     milliseconds = _number(fields.get(b"retry-after-ms"))
     if milliseconds is not None:
         return _clamped(milliseconds / 1000)
@@ -138,11 +147,13 @@ def wait_of(fields: dict[bytes, bytes], now_wall: float) -> float:
     seconds = _number(value)
     if seconds is None and value is not None:
         seconds = _until_date(value, now_wall)
+    if seconds is None:
+        seconds = said
     return DEFAULT_WAIT if seconds is None else _clamped(seconds)
 
 
 def _clamped(seconds: float) -> float:
-    return min(max(seconds, SHORTEST_WAIT), LONGEST_WAIT)
+    return min(seconds, LONGEST_WAIT)
 
 
 def _number(value: bytes | None) -> float | None:
@@ -160,7 +171,7 @@ def _until_date(value: bytes, now_wall: float) -> float | None:
         return None
     try:
         parsed = parsedate_tz(value.decode("ascii"))
-        return mktime_tz(parsed) - now_wall if parsed is not None else None
+        return max(mktime_tz(parsed) - now_wall, SHORTEST_DATE) if parsed is not None else None
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
@@ -168,7 +179,7 @@ def _until_date(value: bytes, now_wall: float) -> float | None:
 # --- what the body says
 
 
-def read_key_error(fields: dict[bytes, bytes], body: bytes) -> ProviderError | None:
+def read_key_error(fields: dict[bytes, bytes], body: bytes) -> Said | None:
     """What an error's body says as it came, content coding included; None when it is no JSON, or too much of it.
 
     `code` is Google's `reason` where there is one.
@@ -186,22 +197,25 @@ def read_key_error(fields: dict[bytes, bytes], body: bytes) -> ProviderError | N
         return None
     error = document.get("error")
     if isinstance(error, str):
-        return provider_error(None, _text(document.get("message")) or error, error)
+        return Said(provider_error(None, _text(document.get("message")) or error, error))
     if not isinstance(error, dict):
         error = document
-    reason = _reason(error.get("details"))
-    return provider_error(
-        _text(error.get("type")) or _text(error.get("status")),
-        _text(error.get("message")),
-        reason or _code(error.get("code")),
-    )
+    details = error.get("details")
+    kind = _text(error.get("type")) or _text(error.get("status"))
+    code = _detail(details, "reason") or _code(error.get("code"))
+    delay = _DURATION.fullmatch(_detail(details, "retryDelay"))
+    return Said(provider_error(kind, _text(error.get("message")), code), float(delay[1]) if delay is not None else None)
 
 
-def _reason(details: Any) -> str:  # Any: decoded JSON, and so below
-    """Of `google.rpc.ErrorInfo`."""
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)s", re.ASCII)
+"""`google.protobuf.Duration` in JSON, where it is not negative."""
+
+
+def _detail(details: Any, name: str) -> str:  # Any: decoded JSON, and so below
+    """What Google adds: `google.rpc.ErrorInfo` has a `reason`, `google.rpc.RetryInfo` a `retryDelay`."""
     if not isinstance(details, list):
         return ""
-    return next((text for item in details if isinstance(item, dict) and (text := _text(item.get("reason")))), "")
+    return next((text for item in details if isinstance(item, dict) and (text := _text(item.get(name)))), "")
 
 
 def _text(value: Any) -> str:

@@ -209,6 +209,7 @@ class KeyPool:
         triable: list[RuntimeKey] = []
         unfit: dict[RuntimeKey, KeyReason] = {}
         shortest = math.inf
+        over = False  # a key was limited when it was tried, and is not any more
         for key in self.keys:
             state = self._states[key.digest]
             wait, reason = state.cooling_for(model, now)
@@ -218,6 +219,7 @@ class KeyPool:
             elif wait > 0:
                 shortest = min(shortest, wait)
             if key.digest in tried:
+                over = over or (wait <= 0 and not state.suspect)
                 continue
             if wait <= 0 and not state.suspect:
                 usable.append(key)
@@ -230,6 +232,8 @@ class KeyPool:
         passed = tuple((key.hint, reason) for key, reason in unfit.items())
         if shortest < math.inf:
             return Exhausted("rate_limited", max(1, math.ceil(shortest)), passed)
+        if over:
+            return Exhausted("rate_limited", 1, passed)
         return Exhausted("auth_failed", 0, passed)
 
     def _pick(
