@@ -1,93 +1,184 @@
-"""`python -m bench`: measures, prints the table of design §15, and writes docs/performance.md unless it is a quick run.
+"""`python -m bench`: measures, prints, and writes what it found into docs/performance.md.
+
+    python -m bench [main]      the table of design §15, beside nginx and what else is asked for
+    python -m bench stages      where the time of a call goes
+    python -m bench growth      how cost grows with size, length, number, and with fewer cores
+    python -m bench all         one after the other
 
 Exit status: 0 all floors held that were measured; 1 one was missed, or a part failed; 2 it could not start.
 """
 
 import argparse
-import resource
+import os
 import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import children, fake_upstream, litellm, machine, nginx, ostiary, parts, report, rounds
+from . import build, children, growth, litellm, machine, nginx, parts, portkey, report, stages
 from .table import rows
 
-_QUICK_LEAVES_OUT = ("workers", "soak", "litellm")
+_QUICK_LEAVES_OUT = ("workers", "soak", "gateways", "builds")
+_COMMANDS = ("main", "stages", "growth")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line."""
+
+    quick: bool
+    only: list[str]
+    gateways: tuple[str, ...]
+    plan: parts.Plan
+    json: Path | None
+    writes: bool
+    others: machine.Others
+    """What else went on at the start."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="nginx and Ostiary on the same work.")
-    parser.add_argument("--quick", action="store_true", help="about a minute; prints only")
-    parser.add_argument(
-        "--only", action="append", choices=list(parts.PARTS), metavar="PART", help=", ".join(parts.PARTS)
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
-    given = parser.parse_args()
+    given = _parser().parse_args()
     if nginx.binary() is None:
         print(nginx.INSTALL, file=sys.stderr)
         return 2
     # Turned into an exception, so that an interrupted benchmark ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    _raise_open_files()
-    chosen = given.only or [name for name in parts.PARTS if not (given.quick and name in _QUICK_LEAVES_OUT)]
-    started = time.monotonic()
+    machine.open_files()
+    if given.cores:
+        machine.confine(given.cores)
+    asked = Asked(
+        given.quick,
+        given.only or [],
+        _gateways(given.with_),
+        parts.SHORT if given.short else parts.QUICK if given.quick else parts.FULL,
+        given.json,
+        writes=not (given.quick or given.short or given.only or given.cores or given.no_write),
+        others=machine.others(),
+    )
+    for warning in asked.others.warnings():
+        print(f"mind: {warning}", file=sys.stderr)
+    commands = _COMMANDS if given.command == "all" else (given.command,)
     try:
-        figures = _measure(parts.QUICK if given.quick else parts.FULL, chosen)
+        with _folder() as folder:
+            measured = build.chosen(folder, site=given.site, interpreted=given.interpreted)
+            print(f"measuring ostiary {measured.describe()}", file=sys.stderr)
+            return max([_RUN[command](folder, measured, asked) for command in commands])
     except children.StartError as exc:
         print(exc, file=sys.stderr)
         return 2
-    about, conditions = machine.describe(), _conditions(time.monotonic() - started)
-    if litellm.wanted() and "litellm" in figures.compared:
-        about["litellm"] = litellm.version()
-    print(report.as_text(figures, about, conditions))
-    if given.json is not None:
-        report.write_json(figures, about, given.json)
-    failed = any(part != "litellm" for part in figures.skipped)
-    if not given.quick and not given.only and not failed:
-        report.write_page(figures, about, conditions)
-    return 1 if failed or any(row.verdict == "missed" for row in rows(figures)) else 0
 
 
-def _measure(plan: parts.Plan, chosen: list[str]) -> parts.Figures:
-    cores = machine.cores()
-    with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="ostiary-bench-", ignore_cleanup_errors=True))
-        )
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="nginx and Ostiary on the same work.")
+    parser.add_argument("command", nargs="?", choices=[*_COMMANDS, "all"], default="main")
+    parser.add_argument("--quick", action="store_true", help="about a minute; prints only")
+    parser.add_argument("--short", action="store_true", help="all of it in short rounds; prints only")
+    names = [*parts.PARTS, *growth.NAMES]
+    parser.add_argument("--only", action="append", choices=names, metavar="PART", help=", ".join(names))
+    parser.add_argument(
+        "--with",
+        dest="with_",
+        action="append",
+        choices=[*parts.GATEWAYS, "all"],
+        default=[],
+        help="also measure this gateway, installed if need be; BENCH_LITELLM=1 and BENCH_PORTKEY=1 do the same",
+    )
+    parser.add_argument("--site", type=Path, metavar="DIR", help="take the package `ostiary` from this directory")
+    parser.add_argument(
+        "--interpreted", action="store_true", help="measure the source tree also where a wheel is there"
+    )
+    parser.add_argument("--cores", type=int, metavar="N", help="run everything on so many cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/performance.md as it is")
+    return parser
+
+
+def _gateways(asked: list[str]) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in parts.GATEWAYS
+        if name in asked or "all" in asked or os.environ.get(f"BENCH_{name.upper()}", "") == "1"
+    )
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ostiary-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
         # PostgreSQL and nginx may run as other users: they have to get through, not to read.
         folder.chmod(0o711)
-        upstream = stack.enter_context(fake_upstream.upstream(folder, cores))
-        relays = stack.enter_context(nginx.nginx(folder, upstream, cores))
-        bench = parts.Bench(plan, cores, folder, upstream, relays, None)
-        try:
-            bench.server = stack.enter_context(ostiary.ostiary(folder, upstream, cores))
-        except children.StartError as exc:
-            bench.note(f"Ostiary did not start, nginx and direct only: {exc}")
-            bench.figures.skipped["Ostiary"] = "it did not start"
-        for name in chosen:
-            title, measure = parts.PARTS[name]
-            bench.note(f"{name}: {title}")
-            try:
-                measure(bench)
-            except (children.StartError, rounds.RoundError, litellm.UnavailableError) as exc:
-                bench.note(f"  skipped: {exc}")
-                bench.figures.skipped[name] = str(exc)
-        return bench.figures
+        yield folder
 
 
-def _conditions(seconds: float) -> str:
-    pinned = (
-        "each role on a core of its own" if machine.cores().pinned else "too few cores to pin: rates are indicative"
+def _main(folder: Path, measured: build.Build, asked: Asked) -> int:
+    chosen = [name for name in asked.only if name in parts.PARTS] or [
+        name for name in parts.PARTS if not (asked.quick and name in _QUICK_LEAVES_OUT)
+    ]
+    started = time.monotonic()
+    with parts.prepared(_below(folder, "main"), asked.plan, measured, gateways=asked.gateways) as bench:
+        figures = parts.carry_out(bench, chosen)
+    conditions = _conditions(measured, asked, started, figures)
+    print(report.as_text(figures, conditions))
+    if asked.json is not None:
+        report.write_json(figures, conditions, asked.json)
+    if asked.writes and not figures.skipped:
+        report.write_main(figures, conditions)
+    return 1 if figures.skipped or any(row.verdict == "missed" for row in rows(figures)) else 0
+
+
+def _stages(folder: Path, measured: build.Build, asked: Asked) -> int:
+    started = time.monotonic()
+    tables, absent = stages.measure(_below(folder, "stages"), measured, quick=asked.quick or asked.plan is parts.SHORT)
+    return _tell("stages", tables, absent, _conditions(measured, asked, started), writes=asked.writes)
+
+
+def _growth(folder: Path, measured: build.Build, asked: Asked) -> int:
+    started = time.monotonic()
+    chosen = [name for name in asked.only if name in growth.NAMES] or list(growth.NAMES)
+    tables, absent = growth.measure(_below(folder, "growth"), measured, chosen, quick=asked.quick)
+    return _tell("growth", tables, absent, _conditions(measured, asked, started), writes=asked.writes)
+
+
+_RUN: dict[str, Callable[[Path, build.Build, Asked], int]] = {"main": _main, "stages": _stages, "growth": _growth}
+
+
+def _tell(
+    block: report.Block,
+    tables: list[report.Table],
+    absent: dict[str, str],
+    conditions: report.Conditions,
+    *,
+    writes: bool,
+) -> int:
+    lines = [f"not measured: {what}: {reason}" for what, reason in absent.items()]
+    print(report.as_pages(tables, conditions, lines))
+    if writes:
+        report.write_block(block, "\n\n".join(table.as_markdown() for table in tables), conditions, lines)
+    return 1 if absent else 0
+
+
+def _below(folder: Path, name: str) -> Path:
+    below = folder / name
+    below.mkdir()
+    below.chmod(0o711)
+    return below
+
+
+def _conditions(
+    measured: build.Build, asked: Asked, started: float, figures: parts.Figures | None = None
+) -> report.Conditions:
+    about = machine.describe() | {"ostiary": measured.describe()}
+    took_part = {name for compared in (figures.gateways.values() if figures else ()) for name in compared}
+    for name, version in (("LiteLLM", litellm.version), ("Portkey", portkey.version)):
+        if name in took_part:
+            about[name] = version()
+    return report.Conditions(
+        about, time.monotonic() - started, asked.others.load, machine.cores().pinned, asked.others.warnings()
     )
-    return f"{seconds:.0f} s, {pinned}; load average at the end {machine.load_average():.1f}."
-
-
-def _raise_open_files() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

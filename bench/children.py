@@ -35,7 +35,7 @@ class StartError(Exception):
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        return int(sock.getsockname()[1])
 
 
 @contextmanager
@@ -93,8 +93,12 @@ def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", lo
                 f"ended with status {process.poll()}" if process.poll() is not None else f"not ready in {seconds} s"
             )
             told = log.read_text(errors="replace").strip().splitlines()[-15:]
-            raise StartError(f"{' '.join(process.args[:3])}… {reason}:\n  " + "\n  ".join(told))
+            raise StartError(f"{_command(process)}… {reason}:\n  " + "\n  ".join(told))
         time.sleep(0.02)
+
+
+def _command(process: "subprocess.Popen[bytes]") -> str:
+    return " ".join(map(str, process.args[:3])) if isinstance(process.args, list) else str(process.args)
 
 
 def listens(port: int) -> bool:
@@ -109,7 +113,8 @@ def run_load(order: dict[str, Any], pinned: frozenset[int]) -> dict[str, Any]:
     """Carry out one order of `bench.load` to its end."""
     with load_process(pinned) as process:
         told, _ = process.communicate(json.dumps(order) + "\n", timeout=order["seconds"] + 90)
-    return json.loads(told)
+    content: dict[str, Any] = json.loads(told)
+    return content
 
 
 @contextmanager
@@ -130,18 +135,42 @@ def load_process(pinned: frozenset[int]) -> Iterator["subprocess.Popen[str]"]:
         process.wait()
 
 
+class LiveStreams:
+    """Streams that are open now."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def ask(self, seconds: float) -> dict[str, Any]:
+        """How many have begun, and how many events have come in all."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.next_word(seconds)
+
+    def next_word(self, seconds: float) -> dict[str, Any]:
+        """What the load says next. Raises `StartError` when a stream has failed, or nothing is said."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        told: dict[str, Any] = (
+            json.loads(self._process.stdout.readline()) if ready else {"live": 0, "reasons": ["no word from the load"]}
+        )
+        if not ready or told["errors"]:
+            raise StartError(f"{told['live']} streams are open: {told['reasons']}")
+        return told
+
+
 @contextmanager
-def live_streams(order: dict[str, Any], pinned: frozenset[int]) -> Iterator[dict[str, Any]]:
+def live_streams(order: dict[str, Any], pinned: frozenset[int]) -> Iterator[LiveStreams]:
     """Streams that stay open while the body runs. Raises `StartError` when not all began."""
     with load_process(pinned) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], order["seconds"] + 30)
-        told = json.loads(process.stdout.readline()) if ready else {"live": 0, "reasons": ["no word from the load"]}
-        if told["live"] < order["connections"] or told["errors"]:
-            raise StartError(f"{told['live']} of {order['connections']} streams began: {told['reasons']}")
-        yield told
+        streams = LiveStreams(process)
+        told = streams.next_word(order["seconds"] + 30)
+        if told["live"] < order["connections"]:
+            raise StartError(f"{told['live']} of {order['connections']} streams began")
+        yield streams
         process.stdin.close()
         process.wait(30)

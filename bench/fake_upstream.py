@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trustme
@@ -46,6 +47,6 @@ def upstream(folder: Path, cores: machine.Cores) -> Iterator[Upstream]:
         for name, port, home in (("plain", plain, cores.upstream), ("tls", tls, cores.second)):
             log = folder / f"fake-{name}.log"
             started = stack.enter_context(children.running(commands[name], pinned=home, log=log))
-            children.wait_until(lambda port=port: children.listens(port), started, log, 20)
+            children.wait_until(partial(children.listens, port), started, log, 20)
             pids.append(started.pid)
         yield Upstream(plain, tls, ca, tuple(pids))

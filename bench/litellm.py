@@ -1,4 +1,4 @@
-"""LiteLLM's proxy beside Ostiary, when BENCH_LITELLM=1: what users would pick instead.
+"""LiteLLM's proxy beside Ostiary, when it is asked for: what users would pick instead, in Python.
 
 It is installed into a virtual environment of its own, outside the tree, and kept there for the next run.
 """
@@ -12,19 +12,11 @@ from pathlib import Path
 
 from . import children, machine
 from .fake_upstream import Upstream
-from .targets import PROVIDER_KEY, Route, Target
+from .targets import PROVIDER_KEY, Route, Target, UnavailableError, cache_folder
 
 _INSTALL_SECONDS = 240
 _START_SECONDS = 90.0
 _MASTER_KEY = "sk-bench-litellm"
-
-
-class UnavailableError(Exception):
-    """LiteLLM cannot take part; the text says why."""
-
-
-def wanted() -> bool:
-    return os.environ.get("BENCH_LITELLM", "") == "1"
 
 
 @contextmanager
@@ -71,8 +63,7 @@ def version() -> str:
 
 
 def _folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
-    return base / "ostiary-bench" / "litellm"
+    return cache_folder() / "litellm"
 
 
 def _installed() -> Path:

@@ -6,18 +6,24 @@ Rules
 - Every answer is checked: status 200, framing complete, the same number of body bytes as the first. Anything else is an
   error, and a round with errors is no result.
 - An order that `polls` has the loop never sleep, so that nobody pays for waking it (`bench.polling` says why).
-- `closed`: each connection sends the next request when the answer is in. `rate`: requests start on a fixed schedule,
-  whatever the answers do, and latency counts from the scheduled time (no coordinated omission). `live`: streams that
-  stay open until stdin ends; a line `live` says when all have begun.
+- `closed`: each connection sends the next request when the answer is in.
+- `turns`: requests start on a fixed schedule, at each target in turn, whatever the answers do; latency counts from the
+  scheduled time (no coordinated omission). So all targets are measured in the same seconds.
+- `live`: streams that stay open until stdin ends; a line says when all have begun, and each line that comes in is answered
+  by how many events have come so far.
 """
 
 import asyncio
+import ctypes
+import gc
 import json
 import math
+import os
 import re
-import ssl
+import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -35,13 +41,23 @@ class BadAnswerError(Exception):
 
 
 class Client(asyncio.Protocol):
-    """One connection: `send()`, then `done(seconds)` when the answer is complete."""
+    """One connection: `send()`, then `done(seconds)` when the answer is complete.
 
-    def __init__(self, request: bytes, done: Callable[["Client", float], None], failed: Callable[[str], None]) -> None:
+    Of several `requests` each connection begins at another one and takes them in turn.
+    """
+
+    def __init__(
+        self,
+        requests: list[bytes],
+        first: int,
+        done: Callable[["Client", float], None],
+        failed: Callable[[str], None],
+    ) -> None:
         self.transport: asyncio.Transport
         self.began = False
         self.busy = False
-        self._request = request
+        self._requests = requests
+        self._next = first % len(requests)
         self._done = done
         self._failed = failed
         self._started = 0.0
@@ -66,7 +82,10 @@ class Client(asyncio.Protocol):
         self._started = self._clock() if started is None else started
         self._head = b""
         self._size = 0
-        self.transport.write(self._request)
+        requests = self._requests
+        number = self._next
+        self._next = number + 1 if number + 1 < len(requests) else 0
+        self.transport.write(requests[number])
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -126,36 +145,71 @@ class Client(asyncio.Protocol):
         return body
 
 
-class Run:
-    """One order being carried out."""
+class LiveClient(Client):
+    """One whose events are counted as they come."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    events = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.events += data.count(b"\n\n")
+        super().data_received(data)
+
+
+class Run:
+    """One order being carried out at one target. What cannot be sent when it is due waits for a connection."""
+
+    def __init__(self, order: dict[str, Any], kind: type[Client] = Client) -> None:
         self.order = order
-        self.request = order["request"].encode("latin-1")
+        self.requests = _requests(order)
         self.latencies: list[float] = []
         self.errors: list[str] = []
         self.error_count = 0
         self.stopping = False
         self.clients: list[Client] = []
-        self._tls = _trust(order["ca_file"]) if order.get("ca_file") else None
+        self.waiting: deque[float] = deque()
+        self.free: list[Client] = []
+        self._kind = kind
 
     def failed(self, reason: str) -> None:
         self.error_count += 1
         if len(self.errors) < 5:
             self.errors.append(reason)
 
-    async def connect(self, count: int, done: Callable[[Client, float], None]) -> None:
+    async def connect(self, done: Callable[[Client, float], None]) -> None:
         loop = asyncio.get_running_loop()
         host, port = self.order["address"]
+        count = self.order["connections"]
 
-        async def one() -> Client:
+        async def one(number: int) -> Client:
+            first = number * len(self.requests) // count
             _, client = await loop.create_connection(
-                lambda: Client(self.request, done, self.failed), host, port, ssl=self._tls
+                lambda: self._kind(self.requests, first, done, self.failed), host, port
             )
             return client
 
         for start in range(0, count, 100):
-            self.clients += await asyncio.gather(*(one() for _ in range(start, min(start + 100, count))))
+            self.clients += await asyncio.gather(*(one(at) for at in range(start, min(start + 100, count))))
+
+    def due(self, at: float) -> None:
+        """A request is to be sent now."""
+        if self.free:
+            self.free.pop().send(at)
+        else:
+            self.waiting.append(at)
+
+    def answered(self, client: Client, seconds: float) -> None:
+        """Of what was `due`."""
+        self.latencies.append(seconds)
+        if self.waiting:
+            client.send(self.waiting.popleft())
+        else:
+            self.free.append(client)
+
+    async def drain(self) -> None:
+        """Wait for what is under way, so that the next round starts on quiet connections."""
+        deadline = time.perf_counter() + _DRAIN_SECONDS
+        while any(client.busy for client in self.clients) and time.perf_counter() < deadline:
+            await asyncio.sleep(0.005)
 
     def close(self) -> None:
         for client in self.clients:
@@ -168,11 +222,20 @@ class Run:
             "count": len(ordered),
             "seconds": seconds,
             "bytes": sum(client.received for client in self.clients),
-            "errors": self.error_count,
-            "reasons": self.errors,
-            "p50": _percentile(ordered, 0.50),
-            "p99": _percentile(ordered, 0.99),
+            "errors": self.error_count + len(self.waiting),
+            "reasons": self.errors or (["requests that were due were never sent"] if self.waiting else []),
+            "p50": percentile(ordered, 0.50),
+            "p99": percentile(ordered, 0.99),
         }
+
+
+def _requests(order: dict[str, Any]) -> list[bytes]:
+    """The order's request; where it is to `vary`, one for each value in the place of the mark."""
+    text = order["request"]
+    if "vary" not in order:
+        return [text.encode("latin-1")]
+    mark, values = order["vary"]
+    return [text.replace(mark, value).encode("latin-1") for value in values]
 
 
 async def closed(order: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +251,7 @@ async def closed(order: dict[str, Any]) -> dict[str, Any]:
             client.send()
 
     finished = asyncio.Event()
-    await run.connect(order["connections"], done)
+    await run.connect(done)
     if order.get("polls"):
         poll(asyncio.get_running_loop())
     started = clock()
@@ -199,69 +262,109 @@ async def closed(order: dict[str, Any]) -> dict[str, Any]:
     run.stopping = True
     seconds = clock() - started
     counted = len(run.latencies)
-    # What is under way ends here, so that the next round starts on quiet connections.
-    deadline = clock() + _DRAIN_SECONDS
-    while any(client.busy for client in run.clients) and clock() < deadline:
-        await asyncio.sleep(0.005)
+    await run.drain()
     result = run.result(seconds) | {"counted": counted}
     run.close()
     return result
 
 
-async def rate(order: dict[str, Any]) -> dict[str, Any]:
-    run = Run(order)
-    free: list[Client] = []
-    late = 0
-
-    def done(client: Client, seconds: float) -> None:
-        run.latencies.append(seconds)
-        free.append(client)
-
-    await run.connect(order["connections"], done)
-    free.extend(run.clients)
-    loop, clock = asyncio.get_running_loop(), time.perf_counter
-    interval = 1 / order["per_second"]
-    total = int(order["seconds"] * order["per_second"])
+async def turns(order: dict[str, Any]) -> dict[str, Any]:
+    runs = [Run(target) for target in order["targets"]]
+    for run in runs:
+        await run.connect(run.answered)
+        run.free.extend(run.clients)
+    clock = time.perf_counter
+    interval = 1 / (order["per_second"] * len(runs))
+    total = int(order["seconds"] / interval)
     finished = asyncio.Event()
     begin = clock() + 0.05
     number = 0
 
     def fire() -> None:
-        """Spins: the loop's timers come in whole milliseconds, more than what is measured here."""
-        nonlocal number, late
-        while number < total and clock() >= begin + number * interval:
-            if free:
-                free.pop().send(begin + number * interval)
-            else:
-                late += 1
+        nonlocal number
+        while number < total and clock() >= (at := begin + number * interval):
+            runs[number % len(runs)].due(at)
             number += 1
-        if number < total:
-            loop.call_soon(fire)
-        else:
+        if number >= total:
             finished.set()
 
-    fire()
+    stop = _repeat(fire, interval, spins=bool(order.get("polls")))
     await finished.wait()
-    deadline = clock() + _DRAIN_SECONDS
-    while any(client.busy for client in run.clients) and clock() < deadline:
-        await asyncio.sleep(0.005)
-    result = run.result(order["seconds"]) | {"late": late}
-    run.close()
-    return result
+    stop()
+    for run in runs:
+        await run.drain()
+    results = [run.result(order["seconds"]) for run in runs]
+    for run in runs:
+        run.close()
+    return {"targets": results}
+
+
+def _repeat(call: Callable[[], None], interval: float, *, spins: bool) -> Callable[[], None]:
+    """Have the loop `call` again and again; gives what ends it.
+
+    The loop's own timers come in whole milliseconds, more than what is measured here. So it spins where it has a core of
+    its own; else a timer of the kernel's wakes it.
+    """
+    loop = asyncio.get_running_loop()
+    if spins:
+        going = True
+
+        def again() -> None:
+            if going:
+                call()
+                loop.call_soon(again)
+
+        def end() -> None:
+            nonlocal going
+            going = False
+
+        again()
+        return end
+    timer = _kernel_timer(interval)
+
+    def tick() -> None:
+        os.read(timer, 8)
+        call()
+
+    def close() -> None:
+        loop.remove_reader(timer)
+        os.close(timer)
+
+    loop.add_reader(timer, tick)
+    return close
+
+
+def _kernel_timer(interval: float) -> int:
+    """A descriptor that is readable every `interval` seconds (timerfd_create(2); `os` has it from Python 3.13 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    monotonic, nonblocking = 1, os.O_NONBLOCK | os.O_CLOEXEC
+    timer = libc.timerfd_create(monotonic, nonblocking)
+    nanoseconds = max(1, int(interval * 1e9))
+    spec = struct.pack("4q", *divmod(nanoseconds, 10**9), *divmod(nanoseconds, 10**9))
+    if timer < 0 or libc.timerfd_settime(timer, 0, spec, None) < 0:
+        raise OSError(ctypes.get_errno(), "the kernel gives no timer")
+    return int(timer)
 
 
 async def live(order: dict[str, Any]) -> dict[str, Any]:
-    run = Run(order)
+    run = Run(order, LiveClient)
     loop = asyncio.get_running_loop()
-    await run.connect(order["connections"], lambda _client, _seconds: run.failed("a stream ended too soon"))
+    await run.connect(lambda _client, _seconds: run.failed("a stream ended too soon"))
     for client in run.clients:
         client.send()
     deadline = time.perf_counter() + order["seconds"]
     while not all(client.began for client in run.clients) and time.perf_counter() < deadline and not run.error_count:
         await asyncio.sleep(0.05)
-    began = sum(client.began for client in run.clients)
-    print(json.dumps({"live": began, "errors": run.error_count, "reasons": run.errors}), flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)
+
+    def tell() -> None:
+        began = sum(client.began for client in run.clients)
+        events = sum(client.events for client in run.clients if isinstance(client, LiveClient))
+        told = {"live": began, "events": events, "errors": run.error_count, "reasons": run.errors}
+        print(json.dumps(told), flush=True)
+
+    tell()
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        tell()
     result = run.result(0.0)
     run.close()
     return result
@@ -272,17 +375,14 @@ def poll(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_soon(poll, loop)
 
 
-def _percentile(ordered: list[float], share: float) -> float:
+def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
-
-
-def _trust(ca_file: str) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)
 
 
 def main() -> None:
     order = json.loads(sys.stdin.readline())
-    mode = {"closed": closed, "rate": rate, "live": live}[order["mode"]]
+    mode = {"closed": closed, "turns": turns, "live": live}[order["mode"]]
+    gc.disable()  # its pauses would be charged to what is measured; a run makes no garbage in circles
     print(json.dumps(uvloop.run(mode(order))), flush=True)
 
 

@@ -2,14 +2,20 @@
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_VERSIONED = ("ostiary", "uvloop", "httptools", "msgspec")
+_VERSIONED = ("uvloop", "httptools", "msgspec")
+ROLES = 4
+"""Worker under test, what stands around it, load, upstream: each has a core when there are so many."""
+_QUIET_SHARE = 0.1
+"""Of the cores' time that others may use before rates and latencies are called indicative."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,15 @@ class Cores:
         return bool(self.under_test)
 
 
+def confine(count: int) -> None:
+    """Keep this process, and all that it starts from here on, on so many of its cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
 def cores() -> Cores:
     """One core for each role when there are four or more."""
     usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < 4:
+    if len(usable) < ROLES:
         none: frozenset[int] = frozenset()
         return Cores(none, none, none, none)
     first, second, load, *rest = usable
@@ -56,9 +67,20 @@ def _threads(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its threads (/proc/PID/stat), in steps of 10 ms."""
+    """CPU time of a process and its threads: what the scheduler counts in nanoseconds, else in steps of 10 ms."""
+    try:
+        return (
+            sum(int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]) for thread in _threads(pid))
+            / 1e9
+        )
+    except (OSError, IndexError):
+        return sum(user_system_seconds(pid))
+
+
+def user_system_seconds(pid: int) -> tuple[float, float]:
+    """The same, parted by where it was spent (/proc/PID/stat), in steps of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return int(fields[11]) / _TICKS, int(fields[12]) / _TICKS
 
 
 def tree_cpu_seconds(pid: int) -> float:
@@ -109,6 +131,58 @@ def command_line(pid: int) -> str:
 
 def load_average() -> float:
     return os.getloadavg()[0]
+
+
+@dataclass(frozen=True)
+class Others:
+    """What else goes on: the load average, and which share of the usable cores' time is not idle."""
+
+    load: float
+    busy: float
+
+    def warnings(self) -> list[str]:
+        """Sentences to go with the figures when they were not taken under good conditions."""
+        found = []
+        usable = len(os.sched_getaffinity(0))
+        if usable < ROLES:
+            found.append(
+                f"{usable} {'core' if usable == 1 else 'cores'} for {ROLES} roles: nothing is pinned, and rates and "
+                "latencies are indicative only"
+            )
+        if self.busy > _QUIET_SHARE:
+            found.append(
+                f"other work used {self.busy:.0%} of the cores' time before the start: rates and latencies are indicative only"
+            )
+        return found
+
+
+def others(seconds: float = 1.0) -> Others:
+    """Look for so long at what goes on; before anything is started."""
+    before = _core_seconds()
+    time.sleep(seconds)
+    after = _core_seconds()
+    spent = after[0] - before[0]
+    return Others(load_average(), (after[1] - before[1]) / spent if spent else 0.0)
+
+
+def _core_seconds() -> tuple[float, float]:
+    """All time of the usable cores, and what of it was not idle: work, and what a hypervisor took away."""
+    total = busy = 0
+    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *numbers = line.split()
+        if name in usable:
+            counted = [int(number) for number in numbers[:8]]  # user nice system idle iowait irq softirq steal
+            total += sum(counted)
+            busy += sum(counted) - counted[3] - counted[4]
+    return total / _TICKS, busy / _TICKS
+
+
+def open_files() -> int:
+    """How many a process may have open; raised to what is allowed for this one and all that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def describe() -> dict[str, str]:

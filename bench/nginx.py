@@ -23,9 +23,9 @@ worker_processes 1;
 daemon off;
 pid {folder}/nginx.pid;
 error_log stderr warn;
-worker_rlimit_nofile 65536;
+worker_rlimit_nofile {open_files};
 {user}
-events {{ worker_connections 16384; }}
+events {{ worker_connections 32768; }}
 http {{
     access_log off;
     server_tokens off;
@@ -93,6 +93,7 @@ def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[tu
     config.write_text(
         _CONFIG.format(
             folder=folder,
+            open_files=machine.open_files(),
             user=f"user {getpass.getuser()};" if getpass.getuser() == "root" else "",
             key=PROVIDER_KEY,
             plain_port=upstream.plain_port,

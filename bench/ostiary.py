@@ -12,16 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from . import children, machine
+from .build import Build
 from .fake_upstream import Upstream
 from .targets import PROVIDER_KEY, Route, Target
 
 _READY_SECONDS = 60.0
 _BASE = "/api/v2/ai-gateway"
+_MAKERS = 8
+"""Connections over which users and tokens are made."""
 
 
 class Server:
@@ -61,6 +65,31 @@ class Server:
             self.around,
         )
 
+    def marked(self, name: str, *, token: str = "", provider: str = "") -> Target:
+        """Its route for calls that vary: in each, something else stands where the request has this mark."""
+        headers = {"Authorization": f"Bearer {token or self._token}"}
+        route = Route(f"{_BASE}/{provider or 'bench-openai'}", headers)
+        return Target(name, self._port, {"openai": route}, self.workers, self.around)
+
+    def make_tokens(self, first: int, count: int) -> list[str]:
+        """So many more people with a token each, the first with this number; gives the tokens."""
+
+        def make(numbers: range) -> list[str]:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+            try:
+                return [self._make_token(connection, f"bench-{number}") for number in numbers]
+            finally:
+                connection.close()
+
+        shares = [range(first + at, first + count, _MAKERS) for at in range(min(_MAKERS, count))]
+        with ThreadPoolExecutor(_MAKERS) as pool:
+            return [token for made in pool.map(make, shares) for token in made]
+
+    def _make_token(self, connection: http.client.HTTPConnection, user: str) -> str:
+        self._ask(connection, "POST", "/api/v2/users", {"username": user})
+        made = self._ask(connection, "POST", "/api/v2/tokens", {"name": "bench", "user": user})
+        return str(made["token"])
+
     def recorded(self) -> int:
         """How many interceptions are in the database."""
         return int(self._get(f"{_BASE}/interceptions?limit=1")["count"])
@@ -85,14 +114,18 @@ class Server:
     def _get(self, path: str) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self._token}"})
-            response = connection.getresponse()
-            body = response.read()
+            return self._ask(connection, "GET", path)
         finally:
             connection.close()
-        if response.status != 200:
-            raise children.StartError(f"GET {path}: {response.status} {body[:300]!r}")
-        return json.loads(body)
+
+    def _ask(self, connection: http.client.HTTPConnection, method: str, path: str, body: object = None) -> Any:
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        connection.request(method, path, headers=headers, body=None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        told = response.read()
+        if response.status not in (200, 201):
+            raise children.StartError(f"{method} {path}: {response.status} {told[:300]!r}")
+        return json.loads(told)
 
     def _children(self, kind: str) -> tuple[int, ...]:
         mark = f"ostiary.runtime.child {kind}"
@@ -109,12 +142,17 @@ def ostiary(
     folder: Path,
     upstream: Upstream,
     cores: machine.Cores,
+    build: Build,
     *,
     name: str = "ostiary",
     workers: int = 1,
     home: frozenset[int] | None = None,
+    providers: int = 0,
 ) -> Iterator[Server]:
-    """`ostiary server` on a fresh data directory `name` below `folder`; all but the workers runs on the cores `home`."""
+    """`ostiary server` on a fresh data directory `name` below `folder`; all but the workers runs on the cores `home`.
+
+    `providers`: how many more to configure, `bench-0000` and so on, all with the plain upstream.
+    """
     port, metrics = children.free_port(), children.free_port()
     token = secrets.token_hex(24)
     log = folder / f"{name}.log"
@@ -124,7 +162,7 @@ def ostiary(
         *("--data-dir", str(folder / name), "--workers", str(workers), "--ca-file", str(upstream.ca_file)),
         *("--drain-timeout", "2s", "--log-level", "warning", "--journal-max-bytes", "16GiB"),
     ]
-    env = os.environ | {"OSTIARY_BOOTSTRAP_TOKEN": token} | _providers(upstream)
+    env = build.environment() | {"OSTIARY_BOOTSTRAP_TOKEN": token} | _providers(upstream, providers)
     with children.running(command, pinned=frozenset(), log=log, env=env) as process:
         children.wait_until(lambda: _ready(port), process, log, _READY_SECONDS)
         server = Server(process, port, token)
@@ -134,14 +172,20 @@ def ostiary(
         yield server
 
 
-def _providers(upstream: Upstream) -> dict[str, str]:
-    """Four providers, seeded from the environment: both formats, plain and TLS upstream."""
+def provider_name(number: int) -> str:
+    """Of one of the many `providers`."""
+    return f"bench-{number:04}"
+
+
+def _providers(upstream: Upstream, more: int) -> dict[str, str]:
+    """Seeded from the environment: four providers with both formats, plain and TLS upstream, and `more` of the first kind."""
     plain, tls = f"http://127.0.0.1:{upstream.plain_port}", f"https://localhost:{upstream.tls_port}"
     rows = [
         ("openai", "bench-openai", f"{plain}/v1"),
         ("anthropic", "bench-anthropic", plain),
         ("openai", "bench-openai-tls", f"{tls}/v1"),
         ("anthropic", "bench-anthropic-tls", tls),
+        *(("openai", provider_name(number), f"{plain}/v1") for number in range(more)),
     ]
     env: dict[str, str] = {}
     for number, (kind, name, base_url) in enumerate(rows):

@@ -1,21 +1,26 @@
-"""The parts of a run. Each measures one thing for every target that is there and adds to `Figures`."""
+"""The parts of the main run. Each measures one thing for every target that is there and adds to `Figures`."""
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from . import children, litellm, machine, ostiary, rounds, works
+from . import build, children, fake_upstream, machine, nginx, ostiary, rounds, works
 from .fake_upstream import Upstream
-from .rounds import Result
-from .targets import Target
+from .litellm import litellm
+from .portkey import portkey
+from .rounds import Latency, Result
+from .targets import Target, UnavailableError
 from .works import Work
 
 NGINX, OURS, DIRECT = "nginx", "Ostiary", "direct"
 NGINX_TLS, OURS_TLS = "nginx, TLS upstream", "Ostiary, TLS upstream"
 RATE = 500
+_WARM_SECONDS = 5.0
+"""What LiteLLM and Portkey are given before anything counts: their first calls are slower."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,16 @@ class Plan:
     soak_seconds: float
 
 
-FULL = Plan(5, 3.0, 5, 4.0, 1000, 5.0, 10_000, 1_000_000, 150.0)
-QUICK = Plan(2, 1.0, 1, 3.0, 200, 2.0, 2_000, 20_000, 10.0)
+FULL = Plan(5, 3.0, 15, 2.0, 1000, 5.0, 10_000, 1_000_000, 150.0)
+QUICK = Plan(2, 1.0, 3, 1.0, 200, 2.0, 2_000, 20_000, 10.0)
+SHORT = Plan(2, 1.5, 7, 2.0, 500, 3.0, 2_000, 20_000, 10.0)
+"""For parts that are run again under other conditions."""
+
+GATEWAYS: dict[str, Callable[[Path, Upstream, machine.Cores], AbstractContextManager[Target]]] = {
+    "litellm": litellm,
+    "portkey": portkey,
+}
+"""What users would pick instead; each takes part when it is asked for."""
 
 
 @dataclass
@@ -43,6 +56,11 @@ class Figures:
 
     compared: dict[str, dict[str, Result]] = field(default_factory=dict)
     """Part → target → medians."""
+    latency: dict[str, Latency] = field(default_factory=dict)
+    gateways: dict[str, dict[str, Result]] = field(default_factory=dict)
+    """Work → target → medians, of all relays in the same rounds."""
+    builds: dict[str, dict[str, Result]] = field(default_factory=dict)
+    """Work → kind of build → medians."""
     stream_bytes: dict[str, float] = field(default_factory=dict)
     """Target and upstream → memory of the worker a live stream."""
     ingest_per_second: float | None = None
@@ -50,6 +68,8 @@ class Figures:
     soak: tuple[int, int, int] | None = None
     """Worker's memory after the short run, after the long one, and the long one's count."""
     skipped: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """What nobody has to have, and why it is not there."""
 
 
 @dataclass
@@ -61,12 +81,36 @@ class Bench:
     folder: Path
     upstream: Upstream
     nginx: tuple[Target, Target]
+    measured: build.Build
     server: ostiary.Server | None
     """None when Ostiary did not start."""
+    gateways: tuple[str, ...] = ()
+    """Which of `GATEWAYS` were asked for."""
     figures: Figures = field(default_factory=Figures)
 
     def note(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+    def another(
+        self,
+        *,
+        name: str,
+        measured: build.Build | None = None,
+        workers: int = 1,
+        home: frozenset[int] | None = None,
+        providers: int = 0,
+    ) -> AbstractContextManager[ostiary.Server]:
+        """One more Ostiary beside the first one; of the same build unless it is named."""
+        return ostiary.ostiary(
+            self.folder,
+            self.upstream,
+            self.cores,
+            measured or self.measured,
+            name=name,
+            workers=workers,
+            home=home,
+            providers=providers,
+        )
 
     def pair(self, *, tls: bool = False) -> list[Target]:
         """nginx and Ostiary, before the plain or the TLS upstream."""
@@ -74,6 +118,25 @@ class Bench:
         if self.server is not None:
             found.append(self.server.target(OURS_TLS if tls else OURS, tls=tls))
         return found
+
+
+@contextmanager
+def prepared(
+    folder: Path, plan: Plan, measured: build.Build, *, gateways: tuple[str, ...] = (), server: bool = True
+) -> Iterator[Bench]:
+    """Upstream, nginx and Ostiary, up. A `server` that does not start leaves the others; its reason is in `skipped`."""
+    cores = machine.cores()
+    with ExitStack() as stack:
+        upstream = stack.enter_context(fake_upstream.upstream(folder, cores))
+        relays = stack.enter_context(nginx.nginx(folder, upstream, cores))
+        bench = Bench(plan, cores, folder, upstream, relays, measured, None, gateways)
+        if server:
+            try:
+                bench.server = stack.enter_context(ostiary.ostiary(folder, upstream, cores, measured))
+            except children.StartError as exc:
+                bench.note(f"Ostiary did not start, nginx and direct only: {exc}")
+                bench.figures.skipped["Ostiary"] = "it did not start"
+        yield bench
 
 
 def _compare(bench: Bench, part: str, work: Work, targets: list[Target]) -> None:
@@ -102,11 +165,15 @@ def tls(bench: Bench) -> None:
 
 
 def latency(bench: Bench) -> None:
-    """At a fixed rate, far from saturation."""
-    bench.figures.compared["latency"] = rounds.interleaved(
+    """At a fixed rate, far from saturation; all in the same seconds."""
+    plan = bench.plan
+    bench.figures.latency = rounds.in_turns(
         [bench.upstream.direct(), *bench.pair()],
-        bench.plan.latency_rounds,
-        lambda target: rounds.rate_round(target, works.CALLS, bench.plan.latency_seconds, RATE, bench.cores),
+        works.CALLS,
+        plan.latency_rounds,
+        plan.latency_seconds,
+        RATE,
+        bench.cores,
         bench.note,
     )
 
@@ -140,8 +207,8 @@ def two_workers(bench: Bench) -> None:
         raise children.StartError("Ostiary did not start")
     around = bench.cores.load | bench.cores.upstream
     with (
-        ostiary.ostiary(bench.folder, bench.upstream, bench.cores, name="one", home=around) as one,
-        ostiary.ostiary(bench.folder, bench.upstream, bench.cores, name="two", workers=2, home=around) as two,
+        bench.another(name="one", home=around) as one,
+        bench.another(name="two", workers=2, home=around) as two,
     ):
         _compare(bench, "workers", works.CALLS, [one.target("one worker"), two.target("two workers")])
 
@@ -151,7 +218,7 @@ def ingest(bench: Bench) -> None:
     if bench.server is None:
         raise children.StartError("Ostiary did not start")
     around = bench.cores.second | bench.cores.load | bench.cores.upstream
-    with ostiary.ostiary(bench.folder, bench.upstream, bench.cores, name="ingest", home=around) as server:
+    with bench.another(name="ingest", home=around) as server:
         target = server.target(OURS)
         # The token is known before the link is halted: workers serve on with what they have.
         warmed = children.run_load(target.order(works.RECORDED, "closed", 0.5), bench.cores.load)
@@ -189,17 +256,59 @@ def soak(bench: Bench) -> None:
     bench.figures.soak = (sizes[0], sizes[1], told["count"])
 
 
-def beside_litellm(bench: Bench) -> None:
-    if not litellm.wanted():
-        raise litellm.UnavailableError("only with BENCH_LITELLM=1")
-    with litellm.litellm(bench.folder, bench.upstream, bench.cores) as target:
-        # It is slow enough that each round needs a few seconds to count anything.
-        bench.figures.compared["litellm"] = rounds.interleaved(
-            [target, *bench.pair()[1:]],
-            2,
-            lambda one: rounds.closed_round(one, works.CALLS, max(bench.plan.seconds, 3.0), bench.cores),
-            bench.note,
-        )
+def builds(bench: Bench) -> None:
+    """The build that is measured beside the same code interpreted."""
+    if bench.server is None:
+        raise children.StartError("Ostiary did not start")
+    if bench.measured.kind != "compiled":
+        bench.figures.left_out["compiled build"] = "there is none here; `make wheel` makes it"
+        return
+    with bench.another(name="interpreted", measured=build.source()) as interpreted:
+        for work in (works.CALLS, works.CALLS_40K, works.STREAM):
+            bench.figures.builds[work.title] = rounds.interleaved(
+                [bench.server.target("compiled"), interpreted.target("interpreted")],
+                max(2, bench.plan.rounds // 2 + 1),
+                lambda target, work=work: rounds.closed_round(target, work, bench.plan.seconds, bench.cores),  # type: ignore[misc]
+                bench.note,
+            )
+
+
+def gateways(bench: Bench) -> None:
+    """All relays on the same work in the same rounds; a gateway that fails at a work is left out of it."""
+    others: list[Target] = []
+    with ExitStack() as stack:
+        for name, started in GATEWAYS.items():
+            if name not in bench.gateways:
+                bench.figures.left_out[name] = f"not asked for (--with {name})"
+                continue
+            try:
+                others.append(stack.enter_context(started(bench.folder, bench.upstream, bench.cores)))
+            except UnavailableError as exc:
+                bench.note(f"  {name} is left out: {exc}")
+                bench.figures.left_out[name] = str(exc)
+        if others:
+            for target in others:
+                rounds.closed_round(target, works.CALLS, _WARM_SECONDS, bench.cores)
+            for work in (works.CALLS, works.CALLS_40K, works.CHAT_STREAM, works.ALONE):
+                bench.figures.gateways[work.title] = _beside(bench, work, others)
+
+
+def _beside(bench: Bench, work: Work, others: list[Target]) -> dict[str, Result]:
+    """They are slow enough that a round needs a few seconds to count anything."""
+    seconds = max(bench.plan.seconds, 3.0)
+    able = []
+    for target in others:
+        try:
+            rounds.closed_round(target, work, 1.0, bench.cores)
+            able.append(target)
+        except rounds.RoundError as exc:
+            bench.figures.left_out[f"{target.name}: {work.title}"] = str(exc)
+    return rounds.interleaved(
+        [*bench.pair(), *able],
+        2,
+        lambda target: rounds.closed_round(target, work, seconds, bench.cores),
+        bench.note,
+    )
 
 
 PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
@@ -211,6 +320,20 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "memory": ("live streams", memory),
     "workers": ("two workers beside one", two_workers),
     "ingest": ("records into the database", ingest),
+    "gateways": ("other gateways, the same calls", gateways),
+    "builds": ("compiled beside interpreted", builds),
     "soak": ("memory over many calls", soak),
-    "litellm": ("LiteLLM, the same calls", beside_litellm),
 }
+
+
+def carry_out(bench: Bench, chosen: list[str]) -> Figures:
+    """Measure these parts; one that cannot be measured leaves its reason."""
+    for name in chosen:
+        title, measure = PARTS[name]
+        bench.note(f"{name}: {title}")
+        try:
+            measure(bench)
+        except (children.StartError, rounds.RoundError) as exc:
+            bench.note(f"  skipped: {exc}")
+            bench.figures.skipped[name] = str(exc)
+    return bench.figures

@@ -3,12 +3,14 @@
 Rules
 - Targets alternate within a round, so that a noisy minute hits all of them.
 - CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it.
+- Latency is taken from all targets in the same seconds, a call at each in turn, and what is added over the first of them
+  is a difference within a round: what disturbs one disturbs all.
 - An error in a round stops the benchmark: a relay that fails fast would look fast.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from . import children, machine
@@ -50,16 +52,31 @@ class Result:
     samples: int
 
 
+@dataclass(frozen=True)
+class Latency:
+    """A target at a fixed rate, in milliseconds: medians of its rounds' percentiles."""
+
+    p50_ms: float
+    p99_ms: float
+    p99_low_ms: float
+    """The quartiles of the rounds' 99th percentiles: how far they lie apart is how noisy the machine was."""
+    p99_high_ms: float
+    added_p50_ms: float
+    """Over the baseline of the same round; of the baseline itself 0."""
+    added_p99_ms: float
+    cpu_us: float
+    samples: int
+
+
 def closed_round(target: Target, work: Work, seconds: float, cores: machine.Cores, **more: Any) -> Sample:
     return _sampled(target, target.order(work, "closed", seconds, polls=cores.pinned, **more), cores)
 
 
-def rate_round(target: Target, work: Work, seconds: float, per_second: int, cores: machine.Cores) -> Sample:
-    return _sampled(target, target.order(work, "rate", seconds, per_second=per_second), cores)
-
-
 def interleaved(
-    targets: Sequence[Target], count: int, measure: Callable[[Target], Sample], note: Callable[[str], None]
+    targets: Sequence[Target],
+    count: int,
+    measure: Callable[[Target], Sample],
+    note: Callable[[str], None],
 ) -> dict[str, Result]:
     """`count` rounds over all targets, after one that does not count."""
     samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
@@ -69,7 +86,76 @@ def interleaved(
             if number:
                 samples[target.name].append(sample)
                 note(f"  {target.name:<22} {sample.per_second:>9,.0f}/s {sample.cpu_us:>8.1f} µs CPU")
-    return {name: _medians(taken) for name, taken in samples.items()}
+    return {name: medians(taken) for name, taken in samples.items()}
+
+
+def in_turns(
+    targets: Sequence[Target],
+    work: Work,
+    count: int,
+    seconds: float,
+    per_second: int,
+    cores: machine.Cores,
+    note: Callable[[str], None],
+) -> dict[str, Latency]:
+    """`count` rounds of `per_second` calls at each target, after one that does not count. The first is the baseline."""
+    taken: list[list[tuple[float, float, float]]] = []
+    for number in range(count + 1):
+        measured = _turns_round(targets, work, seconds, per_second, cores)
+        if number:
+            taken.append(measured)
+    result = {}
+    for at, target in enumerate(targets):
+        result[target.name] = one = latency([measured[at] for measured in taken], [measured[0] for measured in taken])
+        note(
+            f"  {target.name:<22} p50 {one.p50_ms:.2f} ms, p99 {one.p99_ms:.2f} ms "
+            f"({one.p99_low_ms:.2f} to {one.p99_high_ms:.2f})"
+        )
+    return result
+
+
+def latency(rounds: list[tuple[float, float, float]], baseline: list[tuple[float, float, float]]) -> Latency:
+    """Of p50 and p99 in ms and CPU in µs, round by round, beside those of the baseline in the same rounds."""
+    p99 = [one[1] for one in rounds]
+    low, _, high = quantiles(p99, n=4, method="inclusive") if len(p99) > 1 else (p99[0], p99[0], p99[0])
+    pairs = list(zip(rounds, baseline, strict=True))
+    return Latency(
+        p50_ms=median(one[0] for one in rounds),
+        p99_ms=median(p99),
+        p99_low_ms=low,
+        p99_high_ms=high,
+        added_p50_ms=median(one[0] - base[0] for one, base in pairs),
+        added_p99_ms=median(one[1] - base[1] for one, base in pairs),
+        cpu_us=median(one[2] for one in rounds),
+        samples=len(rounds),
+    )
+
+
+def _turns_round(
+    targets: Sequence[Target], work: Work, seconds: float, per_second: int, cores: machine.Cores
+) -> list[tuple[float, float, float]]:
+    order = {
+        "mode": "turns",
+        "targets": [target.order(work, "turns", seconds) for target in targets],
+        "seconds": seconds,
+        "per_second": per_second,
+        "polls": cores.pinned,
+    }
+    before = [_cpu(target) for target in targets]
+    told = children.run_load(order, cores.load)["targets"]
+    used = [_cpu(target) - at_first for target, at_first in zip(targets, before, strict=True)]
+    for target, one in zip(targets, told, strict=True):
+        _check(target, one)
+    return [(one["p50"] * 1e3, one["p99"] * 1e3, cpu / one["count"] * 1e6) for one, cpu in zip(told, used, strict=True)]
+
+
+def _cpu(target: Target) -> float:
+    return sum(machine.cpu_seconds(pid) for pid in target.workers)
+
+
+def _check(target: Target, told: dict[str, Any]) -> None:
+    if told["errors"] or not told["count"]:
+        raise RoundError(f"{target.name}: {told['errors']} errors, {told['count']} answers: {told['reasons']}")
 
 
 def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sample:
@@ -77,8 +163,7 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     around = {name: machine.tree_cpu_seconds(pid) for name, pid in target.around.items()}
     told = children.run_load(order, cores.load)
     used = {pid: machine.cpu_seconds(pid) - before[pid] for pid in target.workers}
-    if told["errors"] or not told["count"]:
-        raise RoundError(f"{target.name}: {told['errors']} errors, {told['count']} answers: {told['reasons']}")
+    _check(target, told)
     count = told["count"]
     return Sample(
         per_second=told.get("counted", count) / told["seconds"],
@@ -93,7 +178,7 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     )
 
 
-def _medians(samples: list[Sample]) -> Result:
+def medians(samples: list[Sample]) -> Result:
     cpu = [sample.cpu_us for sample in samples]
     return Result(
         per_second=median(sample.per_second for sample in samples),

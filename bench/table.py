@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .parts import DIRECT, NGINX, NGINX_TLS, OURS, OURS_TLS, Figures
+from .works import CALLS
 
 Verdict = Literal["aim", "floor", "missed", "–"]
 
@@ -67,17 +68,15 @@ def _ratio(figures: Figures, work: str, part: str, bounds: tuple[float, float], 
 
 def _added_latency(figures: Figures) -> Row:
     work, floor, aim = "added latency at 500 calls/s, p50 / p99, over direct", (0.6, 4.0), (0.3, 2.0)
-    compared = figures.compared.get("latency", {})
-    ours, direct = compared.get(OURS), compared.get(DIRECT)
+    ours, direct = figures.latency.get(OURS), figures.latency.get(DIRECT)
     if ours is None or direct is None:
         return Row(work, floor, aim, None, unit=" ms")
-    added = (max(ours.p50_ms - direct.p50_ms, 0.0), max(ours.p99_ms - direct.p99_ms, 0.0))
-    theirs = compared[NGINX]
+    theirs = figures.latency[NGINX]
     detail = (
-        f"direct {direct.p50_ms:.2f} / {direct.p99_ms:.2f} ms; nginx adds {theirs.p50_ms - direct.p50_ms:.2f} / "
-        f"{max(theirs.p99_ms - direct.p99_ms, 0.0):.2f}"
+        f"direct {direct.p50_ms:.2f} / {direct.p99_ms:.2f} ms; "
+        f"nginx adds {theirs.added_p50_ms:.2f} / {theirs.added_p99_ms:.2f}"
     )
-    return Row(work, floor, aim, added, detail, unit=" ms")
+    return Row(work, floor, aim, (ours.added_p50_ms, ours.added_p99_ms), detail, unit=" ms")
 
 
 def _stream_memory(figures: Figures) -> Row:
@@ -98,7 +97,7 @@ def _two_workers(figures: Figures) -> Row:
 
 
 def _litellm(figures: Figures) -> Row:
-    compared = figures.compared.get("litellm", {})
+    compared = figures.gateways.get(CALLS.title, {})
     ours, theirs = compared.get(OURS), compared.get("LiteLLM")
     measured = None if ours is None or theirs is None else (ours.per_second / theirs.per_second,)
     detail = "" if ours is None or theirs is None else f"{ours.per_second:,.0f} ÷ {theirs.per_second:,.0f} calls/s"

@@ -1,10 +1,22 @@
 """What is measured: something that relays requests to the fake provider, or the fake provider itself."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .works import Format, Work
 
 PROVIDER_KEY = "sk-bench-upstream"
+
+
+class UnavailableError(Exception):
+    """A target that cannot take part; the text says why."""
+
+
+def cache_folder() -> Path:
+    """Where what is installed for the benchmark alone is kept, outside the tree."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
+    return base / "ostiary-bench"
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Target:
     """What stands beside the workers (link, control plane, PostgreSQL), each by its first process: CPU reported by name."""
 
     def order(self, work: Work, mode: str, seconds: float, **more: object) -> dict[str, object]:
-        """The order for `bench.load`."""
+        """The order for `bench.load`; `more` overrides what the work says."""
         route = self.routes[work.format]
         request = work.request(f"127.0.0.1:{self.port}", route.prefix, route.headers)
         return {

@@ -19,6 +19,7 @@ _TOOLS = [
     for name in ("Read", "Grep")
 ]
 _PROMPT = "Explain in a few sentences why the sky is blue in the day and red in the evening."
+_CALL_SHAPE = "fake:size=930"
 _TEXT = "The quick brown fox jumps over the lazy dog, and the lazy dog does not mind at all. "
 
 
@@ -75,12 +76,18 @@ def _messages(control: str, size: int = 2000) -> bytes:
     return json.dumps(request).encode()
 
 
+def _chat_stream(control: str) -> bytes:
+    """A streaming chat request that asks for usage, as agents do."""
+    request = json.loads(_chat(f"fake:{control}", 2000))
+    return json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+
+
 _CHAT = "/v1/chat/completions"
 _MESSAGES = "/v1/messages"
 _STREAM = "events=300 event-size=203 tools=2"
 
-CALLS = Work("calls", "call, 2 KB request, 1.5 KB answer", "openai", _CHAT, _chat("fake:size=930", 2000))
-CALLS_40K = Work("calls-40k", "call, 40 KB request, 1.5 KB answer", "openai", _CHAT, _chat("fake:size=930", 40_000))
+CALLS = Work("calls", "call, 2 KB request, 1.5 KB answer", "openai", _CHAT, _chat(_CALL_SHAPE, 2000))
+CALLS_40K = Work("calls-40k", "call, 40 KB request, 1.5 KB answer", "openai", _CHAT, _chat(_CALL_SHAPE, 40_000))
 STREAM = Work(
     "stream",
     "stream of 300 events, 60 KB, thinking and two tool calls",
@@ -89,7 +96,19 @@ STREAM = Work(
     _messages(_STREAM),
     connections=32,
 )
+CHAT_STREAM = Work(
+    "chat-stream",
+    "chat stream of 300 events, 60 KB",
+    "openai",
+    _CHAT,
+    _chat_stream("events=300 event-size=203 tools=0"),
+    connections=4,  # the slowest relay must get through a few in a round
+)
+ALONE = Work("alone", "one call at a time, 2 KB", "openai", _CHAT, CALLS.body, connections=1)
 LIVE = Work("live", "stream that stays open", "anthropic", _MESSAGES, _messages(f"{_STREAM} pace=500"))
+SLOW_LIVE = Work(
+    "slow-live", "stream that stays open, an event a second", "anthropic", _MESSAGES, _messages(f"{_STREAM} pace=1000")
+)
 RECORDED = Work(
     "ingest",
     "call with a prompt, usage and a tool call to record",
@@ -108,3 +127,20 @@ RECORDED = Work(
         }
     ).encode(),
 )
+
+
+def call_of(size: int) -> Work:
+    """The call with a body of so many bytes; fewer connections where bodies are large."""
+    connections = max(4, min(64, 8_000_000 // size))
+    return Work(f"call-{size}", f"call, {kilobytes(size)}", "openai", _CHAT, _chat(_CALL_SHAPE, size), connections)
+
+
+def stream_of(events: int) -> Work:
+    """The stream with so many events of the same size."""
+    shape = f"events={events} event-size=203 tools={2 if events >= 100 else 0}"
+    connections = max(4, min(32, 40_000 // events))
+    return Work(f"stream-{events}", f"stream, {events:,} events", "anthropic", _MESSAGES, _messages(shape), connections)
+
+
+def kilobytes(size: int) -> str:
+    return f"{size / 1_000_000:g} MB" if size >= 1_000_000 else f"{size / 1000:g} KB"
