@@ -47,6 +47,21 @@ def test_a_clock_is_off_by_what_the_question_does_not_explain(off: float, status
     assert statuses(server.database_clock(fact | {"clock_error_ms": 10**7})) == ["ok"]
 
 
+def test_clocks_of_gateways_elsewhere_are_compared_where_they_tell() -> None:
+    def told(**said: Any) -> list[Finding]:
+        replica = {"hostname": "berlin", "mode": "standalone", "state": "live", "clock_ahead_ms": 0} | said
+        return list(server.gateway_clocks([replica]))
+
+    assert statuses(told()) == ["ok"]
+    (late,) = told(clock_ahead_ms=-3500)
+    assert (late.status, late.text) == (Status.WARNING, "the clock of berlin is 3.5 s behind the control plane's")
+    (wrong,) = told(clock_ahead_ms=180_000)
+    assert (wrong.status, wrong.text) == (Status.WRONG, "the clock of berlin is 3 minutes ahead of the control plane's")
+    assert "NTP" in wrong.cure
+    for said in ({"clock_ahead_ms": None}, {"state": "stale", "clock_ahead_ms": 9999}, {"mode": "embedded"}):
+        assert told(**said) == []
+
+
 def test_connections_that_run_out_are_a_warning() -> None:
     assert statuses(server.database(DATABASE, SERVER)) == ["ok", "ok"]
     assert statuses(server.database(DATABASE | {"connections": 90}, SERVER)) == ["ok", "ok", "warning"]

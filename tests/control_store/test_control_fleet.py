@@ -1,5 +1,6 @@
 """Fleet.ReportStatus and what is shown of it."""
 
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,11 @@ def test_what_a_gateway_says_is_shown_as_it_said_it_last(database_url: Secret, t
             breakers=[{"provider": "openai", "route": "/v1/responses", "model": "m", "state": "open"}],
             journals=[journal],
             providerErrors={"odd\u0000": "no keys"},
+            clockAheadUs="-2500400",
         )
-        assert (await server.rpc("Fleet/ReportStatus", first)).json() == {}
+        before = time.time_ns() // 1000
+        answer = (await server.rpc("Fleet/ReportStatus", first)).json()
+        assert before <= int(answer["nowUs"]) <= time.time_ns() // 1000
         page = (await server.get(PATH)).json()
         assert page["count"] == 1
         (shown,) = page["replicas"]
@@ -57,12 +61,14 @@ def test_what_a_gateway_says_is_shown_as_it_said_it_last(database_url: Secret, t
         assert shown["keys"][0]["hint"] == "sk-1...wxyz"
         assert shown["breakers"][0]["state"] == "open"
         assert (shown["journals"][0]["appended_seq"], shown["journals"][0]["acked_seq"]) == (12, 10)
+        assert shown["clock_ahead_ms"] == -2500
         assert shown["provider_errors"] == {"odd\N{REPLACEMENT CHARACTER}": "no keys"}
 
         again = status(replicaId=first["replicaId"], hostname="berlin-2", build="x" * 10_000)
         assert (await server.rpc("Fleet/ReportStatus", again)).status_code == 200
         (later,) = (await server.get(PATH)).json()["replicas"]
         assert (later["hostname"], later["workers"], later["provider_errors"]) == ("berlin-2", [], {})
+        assert later["clock_ahead_ms"] is None
         assert len(later["build"]) == 512
         assert later["first_seen"] == shown["first_seen"]
         assert later["last_seen"] > shown["last_seen"]

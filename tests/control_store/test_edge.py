@@ -4,15 +4,17 @@ import asyncio
 
 import httpx
 from fastapi import FastAPI, Request
+from structlog.testing import capture_logs
 
 from ostiary.control.api import errors
 from ostiary.control.api.deps import RequestOrigin
 from ostiary.control.api.edge import HEADER_FRONT_DOOR, MAX_BODY, Edge
+from ostiary.control.metrics import ControlMetrics
 from ostiary.core.ids import new_id
 from ostiary.core.secret import Secret
 
 
-def app(secret: str) -> FastAPI:
+def app(secret: str, metrics: ControlMetrics) -> FastAPI:
     made = FastAPI()
     errors.install(made)
 
@@ -25,13 +27,19 @@ def app(secret: str) -> FastAPI:
     async def size(request: Request) -> int:
         return len(await request.body())
 
-    made.add_middleware(Edge, front_door_secret=Secret(secret), unlimited=("/rpc",))
+    @made.get("/broken/{name}")
+    async def broken(name: str) -> None:
+        raise RuntimeError(f"a row of {name}")
+
+    made.add_middleware(Edge, front_door_secret=Secret(secret), unlimited=("/rpc",), metrics=metrics)
     return made
 
 
-def ask(secret: str, method: str, path: str, **request: object) -> httpx.Response:
+def ask(
+    secret: str, method: str, path: str, metrics: ControlMetrics | None = None, **request: object
+) -> httpx.Response:
     async def go() -> httpx.Response:
-        transport = httpx.ASGITransport(app(secret), client=("10.0.0.9", 1))
+        transport = httpx.ASGITransport(app(secret, metrics or ControlMetrics()), client=("10.0.0.9", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://ostiary") as client:
             return await client.request(method, path, **request)  # type: ignore[arg-type]
 
@@ -60,3 +68,35 @@ def test_a_rest_body_has_a_limit_rpc_has_its_own() -> None:
     assert refused.status_code == 413
     assert set(refused.json()) == {"message", "detail", "validations"}
     assert ask("s", "POST", "/rpc/size", content=b"x" * (MAX_BODY + 1)).json() == MAX_BODY + 1
+
+
+def test_an_answer_to_a_bug_is_as_any_other_and_shows_nothing() -> None:
+    metrics = ControlMetrics()
+    with capture_logs() as logs:
+        answer = ask("s", "GET", "/broken/secrets", metrics)
+    assert answer.status_code == 500
+    assert set(answer.json()) == {"message", "detail", "validations"}
+    assert answer.headers["x-ostiary-request-id"]
+    (told,) = logs
+    assert told["error"] == "RuntimeError"
+    assert told["at"].startswith("test_edge.py:")
+    assert "secrets" not in str([told.get("event"), told.get("error"), told["at"]]) + answer.text
+    assert counted(metrics) == {("/broken/{name}", "GET", "500"): 1}
+
+
+def test_answers_are_counted_by_their_route() -> None:
+    metrics = ControlMetrics()
+    for method, path in (("GET", "/who"), ("GET", "/who"), ("PUT", "/who"), ("GET", "/a/path/of/a/stranger")):
+        ask("s", method, path, metrics)
+    ask("s", "BREW", "/a/path", metrics)
+    assert counted(metrics) == {
+        ("/who", "GET", "200"): 2,
+        ("/who", "PUT", "405"): 1,
+        ("other", "GET", "404"): 1,
+        ("other", "OTHER", "404"): 1,
+    }
+
+
+def counted(metrics: ControlMetrics) -> dict[tuple[str, ...], float]:
+    (family,) = [one for one in metrics.report() if one.name == "ostiary_control_requests"]
+    return {sample.labels: sample.value for sample in family.samples}

@@ -7,7 +7,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Self
 
 import msgspec
@@ -15,6 +16,7 @@ import uvicorn
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
+from ostiary.core.metrics import Family
 from ostiary.core.records import decode_record
 from ostiary.core.secret import Secret
 from ostiary.rpc import version
@@ -29,6 +31,8 @@ from ostiary.rpc.ostiary_pb2 import (
     AuthorizationRefusal,
     GetAIProvidersRequest,
     GetAIProvidersResponse,
+    GetMetricsRequest,
+    GetMetricsResponse,
     IsAuthorizedRequest,
     IsAuthorizedResponse,
     RecordAck,
@@ -73,6 +77,7 @@ class FarEnd:
             "watch_ai_providers": [],
             "watch_revocations": [],
             "report_status": [],
+            "get_metrics": [],
         }
         """RPC → errors for its next calls; None lets one through. `always` has its own."""
         self.always: dict[str, ConnectError] = {}
@@ -88,6 +93,10 @@ class FarEnd:
         """after_seq of each watch of revocations that began."""
         self.statuses: list[ReportStatusRequest] = []
         """What was reported, the refused ones too."""
+        self.clock: Callable[[], int] = lambda: time.time_ns() // 1000
+        """What a report is told of the time; 0: nothing."""
+        self.families: list[Family] = []
+        """What a scrape is told."""
         self.silent = False
         """Watches say nothing any more."""
         self.told = asyncio.Condition()
@@ -239,7 +248,11 @@ class FarEnd:
     async def report_status(self, request: ReportStatusRequest, _ctx: object) -> ReportStatusResponse:
         self.statuses.append(request)
         self._maybe_fail("report_status")
-        return ReportStatusResponse()
+        return ReportStatusResponse(now_us=self.clock())
+
+    async def get_metrics(self, _request: GetMetricsRequest, _ctx: object) -> GetMetricsResponse:
+        self._maybe_fail("get_metrics")
+        return GetMetricsResponse(families=msgspec.msgpack.encode(self.families))
 
     async def watch_revocations(self, request: WatchRevocationsRequest, _ctx: object) -> AsyncGenerator[Revocation]:
         self._maybe_fail("watch_revocations")

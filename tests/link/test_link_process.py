@@ -25,6 +25,7 @@ from ostiary.core.messages import (
     Serving,
     Snapshot,
 )
+from ostiary.core.metrics import Family, Sample
 from ostiary.core.records import WorkerGone, decode_record
 from ostiary.core.secret import Secret
 
@@ -408,3 +409,41 @@ def test_no_secret_is_logged_or_counted(play: Play, capfd: pytest.CaptureFixture
     assert "loading providers" in everything
     for secret in (KEY, "sk-1", TOKEN.hex()):
         assert secret not in everything
+
+
+def test_the_metrics_page_has_the_control_planes_own_where_it_is_on_this_machine(play: Play) -> None:
+    told = Family("ostiary_control_database_up", "Whether the database answers.", "gauge", (), [Sample((), 1.0)])
+
+    async def test(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        machine.far.families = [told]
+        assert (await machine.page())["ostiary_control_database_up"] == 1
+        machine.far.always["get_metrics"] = ConnectError(Code.UNIMPLEMENTED, "an older one")
+        page = await machine.page()
+        assert "ostiary_control_database_up" not in page
+        assert page["ostiary_link_up"] == 1
+
+    play(test)
+
+    async def elsewhere(machine: Machine) -> None:
+        worker = machine.worker(0)
+        await until(lambda: worker.ready)
+        machine.far.families = [told]
+        page = await machine.page()
+        assert "ostiary_control_database_up" not in page
+        assert page["ostiary_link_up"] == 1
+
+    play(elsewhere, mode="standalone")
+
+
+def test_a_report_tells_how_far_the_clock_is_off(play: Play) -> None:
+    async def test(machine: Machine) -> None:
+        machine.far.clock = lambda: time.time_ns() // 1000 - 90_000_000
+        first = await until(lambda: machine.far.statuses[:1])
+        assert not first[0].HasField("clock_ahead_us")
+        machine.worker(0)  # a change is told at once
+        said = await until(lambda: [one for one in machine.far.statuses if one.HasField("clock_ahead_us")])
+        assert 89_000_000 < said[0].clock_ahead_us < 91_000_000
+
+    play(test)

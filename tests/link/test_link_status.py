@@ -12,6 +12,7 @@ from ostiary.link.status import (
     MAX_KEYS_SIZE,
     REPLICA_FILE,
     breaker_statuses,
+    clock_ahead_us,
     key_statuses,
     replica_id,
 )
@@ -66,3 +67,11 @@ def test_breakers_that_are_not_closed_are_told_first() -> None:
     assert sum(one.ByteSize() for one in told) <= MAX_BREAKERS_SIZE
     assert 200 < len(told) < 600
     assert "closed" not in [one.state for one in told]
+
+
+def test_clocks_are_compared_by_the_middle_of_the_question() -> None:
+    assert clock_ahead_us(10_000_000, 0.5, 10_250_000) == 0
+    assert clock_ahead_us(10_000_000, 0.5, 7_250_000) == 3_000_000
+    assert clock_ahead_us(10_000_000, 0.0, 14_000_000) == -4_000_000
+    assert clock_ahead_us(10_000_000, 5.0, 7_000_000) is None  # it says too little
+    assert clock_ahead_us(10_000_000, 0.5, 0) is None  # a control plane of before

@@ -73,5 +73,7 @@ def create_app(control: ControlPlane) -> FastAPI:
         app.include_router(router, prefix=ALIAS, include_in_schema=False)
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(Edge, front_door_secret=control.settings.front_door_secret, unlimited=RPC_PATHS)
+    app.add_middleware(
+        Edge, front_door_secret=control.settings.front_door_secret, unlimited=RPC_PATHS, metrics=control.metrics
+    )
     return app

@@ -26,6 +26,7 @@ from google.protobuf.message import Message
 from pyqwest import Client, HTTPTransport, Proxy, Request, Response
 
 from ostiary import __version__
+from ostiary.core.metrics import Family
 from ostiary.core.secret import Secret
 from ostiary.core.settings import TLSFiles
 from ostiary.rpc import version
@@ -33,6 +34,7 @@ from ostiary.rpc.ostiary_connect import AuthorizerClient, FleetClient, ProviderC
 from ostiary.rpc.ostiary_pb2 import (
     GetAIProvidersRequest,
     GetAIProvidersResponse,
+    GetMetricsRequest,
     IsAuthorizedRequest,
     IsAuthorizedResponse,
     RecordAck,
@@ -177,6 +179,14 @@ class ControlClient:
     async def report_status(self, status: ReportStatusRequest, within: float = STATUS_TIMEOUT) -> ReportStatusResponse:
         return await self._call(self._fleet.report_status, status, within)
 
+    async def get_metrics(self, within: float) -> list[Family]:
+        """What the control plane of this machine counts."""
+        answer = await self._call(self._fleet.get_metrics, GetMetricsRequest(), within)
+        try:
+            return _families.decode(answer.families)
+        except msgspec.DecodeError as error:
+            raise ControlFailure(Code.INTERNAL, "the answer holds no metrics") from error
+
     async def _call(self, method: Callable[..., Awaitable[_Answer]], request: Message, within: float) -> _Answer:
         try:
             answer = await method(request, headers=self._headers(), timeout_ms=max(1, int(within * 1000)))
@@ -255,6 +265,9 @@ class _AnswersOfControlPlanes:
         if not _has_connect_code(bytes(body)):
             raise _PlainAnswer(response.status)
         return Response(status=response.status, headers=response.headers, content=bytes(body))
+
+
+_families = msgspec.msgpack.Decoder(list[Family])
 
 
 class _ErrorBody(msgspec.Struct):

@@ -21,7 +21,7 @@ from ostiary.core.supervision import Supervision
 
 from .authorizations import Authorizations, Memory
 from .cache import Cache, CacheKeeper
-from .client import ControlClient
+from .client import ControlClient, ControlFailure
 from .connection import Connection
 from .health import Board
 from .health_metrics import HealthMetrics
@@ -40,6 +40,8 @@ EXIT_REFUSED = 1
 EXIT_RECORDS_LEFT = 3
 STATE_INTERVAL = 5.0
 """Seconds between two looks whether the grace has run out, and between two notes of the last contact."""
+CONTROL_METRICS_WITHIN = 3.0
+"""Seconds a scrape waits for the control plane of this machine; then the page is without its metrics."""
 HURRIED = 2.0
 """Seconds to ship what is left once told to cut; none when nobody is there to take it."""
 BEAT_FILE = "link-beat"
@@ -64,6 +66,7 @@ class _Link:
     def __init__(self, boot: LinkBoot, client: ControlClient, supervision: Supervision) -> None:
         settings = boot.settings
         self._settings = settings
+        self._client = client
         self._supervision = supervision
         self._registry = Registry()
         self._beat = _Beat(Path(settings.data_dir) / BEAT_FILE)
@@ -247,8 +250,18 @@ class _Link:
     # --- metrics
 
     async def _families(self) -> list[Family]:
-        workers = await self._workers.metrics()
-        return [*workers, *self._registry.report(), *self._health(), *await self._gauges()]
+        workers, control = await asyncio.gather(self._workers.metrics(), self._control_families())
+        return [*workers, *self._registry.report(), *self._health(), *await self._gauges(), *control]
+
+    async def _control_families(self) -> list[Family]:
+        """What the control plane of this machine tells; a gateway elsewhere has none."""
+        if self._settings.mode != "embedded" or not self._connection.up:
+            return []
+        try:
+            return await self._client.get_metrics(CONTROL_METRICS_WITHIN)
+        except ControlFailure as failure:
+            log.info("rendering metrics without those of the control plane", reason=str(failure))
+            return []
 
     def _health(self) -> list[Family]:
         return self._health_metrics.families(self._board.key_health(), self._board.breaker_health())

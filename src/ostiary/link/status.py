@@ -4,6 +4,7 @@ Rules
 - It is a courtesy: a report that fails is tried with the next one, and judges nothing about the link.
 - A machine is known by a UUID in its data directory, made on the first start.
 - Ids, masked hints and numbers only: what is served and shipped, how keys and breakers fare, no key and no content.
+- The answer says what time the control plane has; by how much ours differs is told with the next report.
 - It is of a size that the control plane takes: when there is too much, the history of keys is told shorter or not at all.
 """
 
@@ -44,6 +45,8 @@ STATUS_INTERVAL = 10.0
 LOOK_INTERVAL = 0.5
 """Seconds between two looks whether something has changed."""
 REPLICA_FILE = "replica-id"
+CLEAR_ANSWER = 1.0
+"""Seconds; an answer that took longer says too little about the clocks."""
 MAX_KEYS_SIZE = 512 * 1024
 """Bytes for all keys of a report; the control plane takes 1 MiB in all."""
 MAX_BREAKERS_SIZE = 128 * 1024
@@ -76,6 +79,7 @@ class StatusReports:
         self._mode = mode
         self._served = served
         self._told: str | None = None
+        self._clock_ahead_us: int | None = None
 
     async def run(self) -> None:
         """Never returns."""
@@ -108,15 +112,25 @@ class StatusReports:
             breakers=breaker_statuses(self._board.breaker_health()),
             journals=[JournalStatus(**journal._asdict()) for journal in await self._shipper.states()],
             provider_errors=dict(errors),
+            clock_ahead_us=self._clock_ahead_us,
         )
+        began_us, began = time.time_ns() // 1000, time.monotonic()
         try:
-            await self._client.report_status(status)
+            answer = await self._client.report_status(status)
         except ControlFailure as failure:
             if failure.code.value != self._told:
                 log.info("failing to report this gateway's status", reason=str(failure))
             self._told = failure.code.value
         else:
             self._told = None
+            self._clock_ahead_us = clock_ahead_us(began_us, time.monotonic() - began, answer.now_us)
+
+
+def clock_ahead_us(began_us: int, took: float, control_us: int) -> int | None:
+    """By how much our clock is ahead of the one that said `control_us` about half-way; None when that cannot be told."""
+    if not control_us or took > CLEAR_ANSWER:
+        return None
+    return began_us + round(took * 500_000) - control_us
 
 
 def key_statuses(keys: list[KeyHealth]) -> list[KeyStatus]:

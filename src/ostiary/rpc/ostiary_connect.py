@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .ostiary_pb2 import GetAIProvidersRequest, GetAIProvidersResponse, IsAuthorizedRequest, IsAuthorizedResponse, RecordAck, RecordBatch, ReportStatusRequest, ReportStatusResponse, Revocation, WatchAIProvidersRequest, WatchAIProvidersResponse, WatchRevocationsRequest
+from .ostiary_pb2 import GetAIProvidersRequest, GetAIProvidersResponse, GetMetricsRequest, GetMetricsResponse, IsAuthorizedRequest, IsAuthorizedResponse, RecordAck, RecordBatch, ReportStatusRequest, ReportStatusResponse, Revocation, WatchAIProvidersRequest, WatchAIProvidersResponse, WatchRevocationsRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -794,6 +794,12 @@ class Fleet(Protocol):
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    async def get_metrics(self, request: GetMetricsRequest, ctx: RequestContext[GetMetricsRequest, GetMetricsResponse], /) -> GetMetricsResponse:
+        """
+        What the control plane counts and measures (1.5); only its own machine's link may ask, for the metrics page.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
 
 class FleetASGIApplication(ConnectASGIApplication[Fleet]):
     def __init__(
@@ -818,6 +824,17 @@ class FleetASGIApplication(ConnectASGIApplication[Fleet]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.report_status,
+                ),
+                "/ostiary.v1.Fleet/GetMetrics": Endpoint.unary(
+                    method=MethodInfo(
+                        name="GetMetrics",
+                        service_name="ostiary.v1.Fleet",
+                        input=GetMetricsRequest,
+                        output=GetMetricsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.get_metrics,
                 ),
             },
             interceptors=interceptors,
@@ -883,6 +900,29 @@ class FleetClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    async def get_metrics(
+        self,
+        request: GetMetricsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> GetMetricsResponse:
+        """
+        What the control plane counts and measures (1.5); only its own machine's link may ask, for the metrics page.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="GetMetrics",
+                service_name="ostiary.v1.Fleet",
+                input=GetMetricsRequest,
+                output=GetMetricsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class FleetSync(Protocol):
     """
@@ -891,6 +931,12 @@ class FleetSync(Protocol):
     def report_status(self, request: ReportStatusRequest, ctx: RequestContext[ReportStatusRequest, ReportStatusResponse], /) -> ReportStatusResponse:
         """
         Every 10 s and on change. Holds masked hints and ids, never keys.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def get_metrics(self, request: GetMetricsRequest, ctx: RequestContext[GetMetricsRequest, GetMetricsResponse], /) -> GetMetricsResponse:
+        """
+        What the control plane counts and measures (1.5); only its own machine's link may ask, for the metrics page.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -916,6 +962,17 @@ class FleetWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.report_status,
+                ),
+                "/ostiary.v1.Fleet/GetMetrics": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="GetMetrics",
+                        service_name="ostiary.v1.Fleet",
+                        input=GetMetricsRequest,
+                        output=GetMetricsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.get_metrics,
                 ),
             },
             interceptors=interceptors,
@@ -975,6 +1032,29 @@ class FleetClientSync(ConnectClientSync):
                 service_name="ostiary.v1.Fleet",
                 input=ReportStatusRequest,
                 output=ReportStatusResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def get_metrics(
+        self,
+        request: GetMetricsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> GetMetricsResponse:
+        """
+        What the control plane counts and measures (1.5); only its own machine's link may ask, for the metrics page.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="GetMetrics",
+                service_name="ostiary.v1.Fleet",
+                input=GetMetricsRequest,
+                output=GetMetricsResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

@@ -201,7 +201,7 @@ class AIProviderKindBedrock(_message.Message):
     def __init__(self, region: _Optional[str] = ..., access_key: _Optional[str] = ..., access_key_secret: _Optional[str] = ..., model: _Optional[str] = ..., small_fast_model: _Optional[str] = ..., role_arn: _Optional[str] = ..., external_id: _Optional[str] = ..., protocol: _Optional[str] = ...) -> None: ...
 
 class ReportStatusRequest(_message.Message):
-    __slots__ = ("replica_id", "hostname", "build", "mode", "revision", "workers", "keys", "breakers", "journals", "provider_errors")
+    __slots__ = ("replica_id", "hostname", "build", "mode", "revision", "workers", "keys", "breakers", "journals", "provider_errors", "clock_ahead_us")
     class ProviderErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,7 @@ class ReportStatusRequest(_message.Message):
     BREAKERS_FIELD_NUMBER: _ClassVar[int]
     JOURNALS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_AHEAD_US_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     hostname: str
     build: str
@@ -229,7 +230,8 @@ class ReportStatusRequest(_message.Message):
     breakers: _containers.RepeatedCompositeFieldContainer[BreakerStatus]
     journals: _containers.RepeatedCompositeFieldContainer[JournalStatus]
     provider_errors: _containers.ScalarMap[str, str]
-    def __init__(self, replica_id: _Optional[str] = ..., hostname: _Optional[str] = ..., build: _Optional[str] = ..., mode: _Optional[str] = ..., revision: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyStatus, _Mapping]]] = ..., breakers: _Optional[_Iterable[_Union[BreakerStatus, _Mapping]]] = ..., journals: _Optional[_Iterable[_Union[JournalStatus, _Mapping]]] = ..., provider_errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    clock_ahead_us: int
+    def __init__(self, replica_id: _Optional[str] = ..., hostname: _Optional[str] = ..., build: _Optional[str] = ..., mode: _Optional[str] = ..., revision: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyStatus, _Mapping]]] = ..., breakers: _Optional[_Iterable[_Union[BreakerStatus, _Mapping]]] = ..., journals: _Optional[_Iterable[_Union[JournalStatus, _Mapping]]] = ..., provider_errors: _Optional[_Mapping[str, str]] = ..., clock_ahead_us: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "pid", "journal_id", "revision")
@@ -326,5 +328,17 @@ class JournalStatus(_message.Message):
     def __init__(self, journal_id: _Optional[str] = ..., appended_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., bytes: _Optional[int] = ..., live: _Optional[bool] = ...) -> None: ...
 
 class ReportStatusResponse(_message.Message):
+    __slots__ = ("now_us",)
+    NOW_US_FIELD_NUMBER: _ClassVar[int]
+    now_us: int
+    def __init__(self, now_us: _Optional[int] = ...) -> None: ...
+
+class GetMetricsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetMetricsResponse(_message.Message):
+    __slots__ = ("families",)
+    FAMILIES_FIELD_NUMBER: _ClassVar[int]
+    families: bytes
+    def __init__(self, families: _Optional[bytes] = ...) -> None: ...

@@ -8,10 +8,11 @@ A change that old clients can ignore raises the minor, any other the major. Hist
 1.2  ProviderConfigurator.WatchAIProviders, Authorizer.WatchRevocations, IsAuthorizedResponse.seq
 1.3  Fleet.ReportStatus
 1.4  KeyStatus.model, since, strikes, cooling, timeline; BreakerStatus.until, since
+1.5  Fleet.GetMetrics, ReportStatusRequest.clock_ahead_us, ReportStatusResponse.now_us
 """
 
 MAJOR = 1
-MINOR = 4
+MINOR = 5
 CURRENT = f"{MAJOR}.{MINOR}"
 
 HEADER_GATEWAY_KEY = "X-Ostiary-Gateway-Key"

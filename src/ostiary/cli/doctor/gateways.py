@@ -15,6 +15,7 @@ from ostiary.cli.key_health import until, why
 from ostiary.cli.output import ago, one_line
 
 from .findings import Finding, Group, number
+from .server import gateway_clocks
 
 SETTLE_SECONDS: Final = 12.0
 """More than the ten seconds between two reports of a gateway."""
@@ -53,6 +54,7 @@ def check(client: Client) -> Iterator[Finding]:
             yield from _ailing(replica)
         else:
             yield _gone(replica, unstored(fleet, replica))
+    yield from gateway_clocks(fleet.replicas)
     yield from _versions(fleet)
     yield from arrived(fleet)
 

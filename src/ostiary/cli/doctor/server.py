@@ -132,6 +132,17 @@ def database_clock(database: dict[str, Any]) -> Iterator[Finding]:
         yield from _skew("the database's clock is", where, abs(ahead))
 
 
+def gateway_clocks(replicas: list[dict[str, Any]]) -> Iterator[Finding]:
+    """The clocks of live gateways elsewhere against the control plane's, as they found out themselves."""
+    for replica in replicas:
+        ahead_ms = replica.get("clock_ahead_ms")  # gateways of older versions do not say
+        if replica["state"] != "live" or replica["mode"] == "embedded" or ahead_ms is None:
+            continue
+        ahead = timedelta(milliseconds=ahead_ms)
+        where = "ahead of the control plane's" if ahead > timedelta(0) else "behind the control plane's"
+        yield from _skew(f"the clock of {one_line(replica['hostname'])} is", where, abs(ahead))
+
+
 def _skew(whose: str, where: str, by: timedelta) -> Iterator[Finding]:
     text = f"{whose} {_seconds(by)} {where}"
     cure = "let both machines follow NTP: ids and weeks of records, ends of tokens and waits of keys follow the clock"

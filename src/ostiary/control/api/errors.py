@@ -59,7 +59,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, _database_error)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -101,6 +100,7 @@ async def _database_error(request: Request, exc: Exception) -> JSONResponse:
     return _answer(503, body, {"Retry-After": _RETRY_AFTER_SECONDS})
 
 
-async def _unexpected(request: Request, exc: Exception) -> JSONResponse:
+def unexpected(request: Request, exc: Exception) -> JSONResponse:
+    """The answer to what nobody expected; the log has it with its place, and without its text, which may quote a row."""
     log.error("failing request by a bug", path=request.url.path, error=type(exc).__name__, at=where(exc))
     return _answer(500, ErrorBody(message="Internal error.", detail="This is a bug; the server's log has more."))

@@ -1,9 +1,14 @@
-"""Fleet: gateways say how they are. What they say is kept as text and numbers, cut to size, and never trusted further."""
+"""Fleet: gateways say how they are. What they say is kept as text and numbers, cut to size, and never trusted further.
 
-from collections.abc import Sequence
+And the link of our own machine asks how we are, for its metrics page.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
@@ -11,7 +16,8 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control.store.replicas import store_replica
-from ostiary.rpc.ostiary_pb2 import ReportStatusRequest, ReportStatusResponse
+from ostiary.core.metrics import Family
+from ostiary.rpc.ostiary_pb2 import GetMetricsRequest, GetMetricsResponse, ReportStatusRequest, ReportStatusResponse
 
 from .gate import guarded
 
@@ -22,8 +28,10 @@ _MAX_BIGINT: Final = 2**63 - 1
 
 
 class FleetService:
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, families: Callable[[], Awaitable[list[Family]]]) -> None:
+        """`families`: what the control plane counts and measures."""
         self._engine = engine
+        self._families = families
 
     async def report_status(
         self, request: ReportStatusRequest, _ctx: RequestContext[ReportStatusRequest, ReportStatusResponse]
@@ -31,11 +39,19 @@ class FleetService:
         replica_id = _replica_id(request.replica_id)
         if request.mode not in _MODES:
             raise ConnectError(Code.INVALID_ARGUMENT, f"mode must be one of {', '.join(_MODES)}")
+        now = time.time_ns() // 1000
         await guarded("report status", lambda: self._store(replica_id, request))
-        return ReportStatusResponse()
+        return ReportStatusResponse(now_us=now)
+
+    async def get_metrics(
+        self, _request: GetMetricsRequest, _ctx: RequestContext[GetMetricsRequest, GetMetricsResponse]
+    ) -> GetMetricsResponse:
+        families = await guarded("get metrics", self._families)
+        return GetMetricsResponse(families=msgspec.msgpack.encode(families))
 
     async def _store(self, replica_id: str, request: ReportStatusRequest) -> None:
         status: dict[str, Any] = {name: [_plain(one) for one in getattr(request, name)] for name in _LISTS}
+        status["clock_ahead_us"] = request.clock_ahead_us if request.HasField("clock_ahead_us") else None
         status["provider_errors"] = {_text(name): _text(reason) for name, reason in request.provider_errors.items()}
         async with self._engine.begin() as connection:
             await store_replica(

@@ -5,6 +5,7 @@ Rules
   `failed_precondition`, naming both. No byte of the body is read before.
 - The embedded link's key of this start is compared in constant time; every other is looked up by its hash. Neither
   appears anywhere else.
+- What is for the machine of the control plane alone (`OWN_MACHINE_ONLY`) is `permission_denied` with every stored key.
 - When a gateway key is deleted its calls end: what has not been answered is `unauthenticated`, a stream ends with it.
 - What goes wrong behind the door is answered without its details: the database's troubles as `unavailable`, which
   gateways try again, everything else as `internal`. The log has the cause.
@@ -34,10 +35,12 @@ T = TypeVar("T")
 
 _HTTP_STATUS: Final = {
     Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
     Code.FAILED_PRECONDITION: 400,
     Code.INTERNAL: 500,
     Code.UNAVAILABLE: 503,
 }
+OWN_MACHINE_ONLY: Final = frozenset(("/ostiary.v1.Fleet/GetMetrics",))
 _EMBEDDED: Final = ""
 """In place of a stored key's id."""
 _UNKNOWN_KEY: Final = "the gateway key is not valid: it was deleted, or belongs to another control plane"
@@ -56,7 +59,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
-            key_id = await self._admit(headers)
+            key_id = await self._admit(headers, scope["path"])
         except _Refusal as refusal:
             client = scope.get("client") or ("", 0)
             log.warning(
@@ -79,7 +82,7 @@ class Gate:
             if not answer.started:
                 await _answer(send, Code.INTERNAL, "internal error; the control plane's log has more")
 
-    async def _admit(self, headers: Headers) -> str:
+    async def _admit(self, headers: Headers, path: str) -> str:
         """The id of the stored key that was sent, `_EMBEDDED` for the embedded link's. Raises `_Refusal`."""
         given = headers.get(HEADER_GATEWAY_KEY, "")
         if not given:
@@ -100,6 +103,8 @@ class Gate:
         problem = incompatibility(headers.get(HEADER_API_VERSION, ""))
         if problem:
             raise _Refusal(Code.FAILED_PRECONDITION, problem)
+        if key_id != _EMBEDDED and path in OWN_MACHINE_ONLY:
+            raise _Refusal(Code.PERMISSION_DENIED, "only the link on the control plane's own machine may ask this")
         return key_id
 
     async def _while_valid(self, key_id: str, call: Awaitable[None], answer: "_Answer") -> None:

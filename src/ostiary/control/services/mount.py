@@ -37,7 +37,7 @@ def rpc_application(control: ControlPlane) -> ASGIApp:
     settings = control.settings
     ingest = Ingest(control.rpc_engine, structured_logging=settings.structured_logging, retention=settings.retention)
     services: list[Any] = [  # Any: the generated classes are ASGI applications by asgiref's types
-        RecorderASGIApplication(RecorderService(ingest), read_max_bytes=MAX_BATCH_BYTES),
+        RecorderASGIApplication(RecorderService(ingest, control.metrics), read_max_bytes=MAX_BATCH_BYTES),
         AuthorizerASGIApplication(
             AuthorizerService(control.rpc_engine, control.events), read_max_bytes=_MAX_QUESTION_BYTES
         ),
@@ -45,7 +45,9 @@ def rpc_application(control: ControlPlane) -> ASGIApp:
             ProviderConfiguratorService(control.rpc_engine, control.vault, control.events),
             read_max_bytes=_MAX_QUESTION_BYTES,
         ),
-        FleetASGIApplication(FleetService(control.rpc_engine), read_max_bytes=_MAX_STATUS_BYTES),
+        FleetASGIApplication(
+            FleetService(control.rpc_engine, control.metrics_families), read_max_bytes=_MAX_STATUS_BYTES
+        ),
     ]
     by_path = {cast("str", service.path): cast("ASGIApp", service) for service in services}
     assert tuple(by_path) == RPC_PATHS

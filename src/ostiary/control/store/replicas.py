@@ -8,8 +8,9 @@ Rules
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import Field
 from sqlalchemy import Text, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -41,6 +42,10 @@ class Replica:
     breakers: list[ReplicaBreaker]
     journals: list[dict[str, Any]]
     provider_errors: dict[str, str]
+    clock_ahead_ms: Annotated[
+        int | None,
+        Field(description="By how much its clock is ahead of the server's; negative: behind. null: not known"),
+    ]
     first_seen: datetime
     last_seen: datetime
 
@@ -117,4 +122,9 @@ def _shape(row: dict[str, Any]) -> Replica:
         breakers=[replica_breaker(said) for said in status.get("breakers", [])],
         journals=status.get("journals", []),
         provider_errors=status.get("provider_errors", {}),
+        clock_ahead_ms=_clock_ahead_ms(status.get("clock_ahead_us")),
     )
+
+
+def _clock_ahead_ms(said: Any) -> int | None:  # Any: a value of JSON
+    return round(said / 1000) if isinstance(said, int) else None

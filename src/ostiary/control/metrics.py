@@ -1,0 +1,192 @@
+"""What a control plane counts and measures of itself, for the metrics page of its machine.
+
+Rules
+- Labels are bounded: routes are those of the API and of RPC, as written in the code; what fits none is `other`.
+- Nothing is asked of the database for a request. What only it knows is asked when somebody looks, once in
+  `FRESH_SECONDS` at most and within `PATIENCE`; while it does not answer, its last sizes are not shown.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
+from starlette.routing import Route
+
+from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.rpc.ostiary_pb2 import DESCRIPTOR
+
+from .database import DATABASE_ERRORS
+from .measures import Measures, read_measures
+
+FRESH_SECONDS: Final = 15.0
+PATIENCE: Final = "1500ms"
+_PATIENCE_SECONDS: Final = 2.0
+OTHER: Final = "other"
+_REQUEST_BOUNDS: Final = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
+_BATCH_BOUNDS: Final = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+_RPC_ROUTES: Final = {
+    f"/{service.full_name}/{method.name}": method.server_streaming
+    for service in DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+"""Path → whether it lasts until somebody ends it."""
+
+
+class ControlMetrics:
+    """Counters of one control plane."""
+
+    def __init__(self) -> None:
+        registry = self._registry = Registry()
+        self._requests = registry.counter(
+            "ostiary_control_requests", "Requests that the control plane answered.", "route", "method", "status"
+        )
+        self._seconds = registry.histogram(
+            "ostiary_control_request_duration_seconds",
+            "From the head of a request to the head of its answer; watches are left out.",
+            _REQUEST_BOUNDS,
+            "route",
+        )
+        self._batches = registry.counter("ostiary_control_ingest_batches", "Batches of records that came.", "result")
+        self._records = registry.counter(
+            "ostiary_control_ingest_records", "Records that were acknowledged, stored before or now.", "result"
+        )
+        self._batch_seconds = registry.histogram(
+            "ostiary_control_ingest_duration_seconds", "Storing a batch of records.", _BATCH_BOUNDS
+        ).series()
+        self._stored, self._failed = self._batches.cell("stored"), self._batches.cell("failed")
+        self._accepted, self._rejected = self._records.cell("accepted"), self._records.cell("rejected")
+
+    def report(self) -> list[Family]:
+        return self._registry.report()
+
+    def answered(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:  # Any: an ASGI scope
+        """A request got the head of its answer."""
+        route, lasts = _route(scope)
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        self._requests.cell(route, method, str(status))[0] += 1
+        if not lasts:
+            self._seconds.series(route).observe(seconds)
+
+    def ingested(self, records: int, rejected: int, seconds: float) -> None:
+        self._stored[0] += 1
+        self._accepted[0] += records - rejected
+        self._rejected[0] += rejected
+        self._batch_seconds.observe(seconds)
+
+    def ingest_failed(self) -> None:
+        self._failed[0] += 1
+
+
+def _route(scope: Mapping[str, Any]) -> tuple[str, bool]:  # Any: as above
+    path: str = scope["path"]
+    route = scope.get("route")
+    if isinstance(route, Route):
+        # a route does not know the prefix that its router was included with: it is what stands before
+        own = route.path_format.format(**scope["path_params"])
+        return (path.removesuffix(own) + route.path_format if path.endswith(own) else OTHER), False
+    lasts = _RPC_ROUTES.get(path)
+    return (OTHER, False) if lasts is None else (path, lasts)
+
+
+class MetricsBoard:
+    """All families of one control plane: what it counts, its pools, and what its database says."""
+
+    def __init__(
+        self, metrics: ControlMetrics, engine: AsyncEngine, rpc_engine: AsyncEngine | None, retention: float
+    ) -> None:
+        """`rpc_engine`: where RPC has connections of its own; `retention`: seconds, 0 for ever."""
+        self._metrics = metrics
+        self._engine = engine
+        self._rpc_engine = rpc_engine
+        self._retention = retention
+        self._asking = asyncio.Lock()
+        self._measures: Measures | None = None
+        self._asked_at = -FRESH_SECONDS
+
+    async def families(self, *, listening: bool) -> list[Family]:
+        """`listening`: whether the database tells of changes."""
+        measures = await self._measured()
+        return [
+            *self._metrics.report(),
+            self._connections(),
+            gauge("ostiary_control_database_up", "Whether the database answers.", float(measures is not None)),
+            gauge("ostiary_control_listening", "Whether the database tells of changes (LISTEN).", float(listening)),
+            gauge("ostiary_control_retention_seconds", "How long records are kept; 0: for ever.", self._retention),
+            *_families(measures),
+        ]
+
+    async def _measured(self) -> Measures | None:
+        """None while the database does not answer."""
+        async with self._asking:
+            if time.monotonic() - self._asked_at >= FRESH_SECONDS:
+                try:
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        self._measures = await self._ask()
+                except DATABASE_ERRORS:
+                    self._measures = None
+                self._asked_at = time.monotonic()
+            return self._measures
+
+    async def _ask(self) -> Measures:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            await connection.execute(text("SELECT set_config('statement_timeout', :wait, true)"), {"wait": PATIENCE})
+            return await read_measures(connection, self._retention)
+
+    def _connections(self) -> Family:
+        samples = []
+        for name, engine in (("api", self._engine), ("rpc", self._rpc_engine)):
+            pool = engine.pool if engine is not None else None
+            if isinstance(pool, QueuePool):
+                samples += [Sample((name, "used"), pool.checkedout()), Sample((name, "idle"), pool.checkedin())]
+        text_ = "Connections to the database, by pool; with one pool RPC uses that of the API."
+        return Family("ostiary_control_database_connections", text_, "gauge", ("pool", "state"), samples)
+
+
+def gauge(name: str, text_: str, value: float | None) -> Family:
+    """None: nothing can be said."""
+    return Family(name, text_, "gauge", (), [] if value is None else [Sample((), value)])
+
+
+def _families(measures: Measures | None) -> list[Family]:
+    gateways = measures.gateways if measures is not None else {}
+    return [
+        gauge(
+            "ostiary_control_database_bytes",
+            "Size of the database.",
+            measures.database_bytes if measures is not None else None,
+        ),
+        gauge(
+            "ostiary_control_oldest_record_timestamp_seconds",
+            "How far back the record goes, Unix time.",
+            measures.oldest_record if measures is not None else None,
+        ),
+        gauge(
+            "ostiary_control_partitions_missing",
+            "Weekly partitions that should have been made by now.",
+            measures.partitions_missing if measures is not None else None,
+        ),
+        gauge(
+            "ostiary_control_retention_last_run_timestamp_seconds",
+            "When old records were removed last, Unix time.",
+            measures.retention_at if measures is not None else None,
+        ),
+        gauge(
+            "ostiary_control_retention_complete",
+            "Whether that left nothing for later.",
+            measures.retention_complete if measures is not None else None,
+        ),
+        Family(
+            "ostiary_control_gateways",
+            "Gateways that reported within a day: live, or stale for half a minute and more.",
+            "gauge",
+            ("state",),
+            [Sample((state,), number) for state, number in gateways.items()],
+        ),
+    ]
