@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,8 @@ def chance(record_property: Callable[[str, object], None]) -> Chance:
 def start_site(start_server: StartServer, start_gateway: StartGateway, own_fake: FakeProvider) -> StartSite:
     """Starts a server (`workers`), with a standalone gateway before it or without.
 
-    The database is embedded, or behind a `door`. `variables` are the server's, `front` those of the machine at the front.
+    The database is embedded, or behind a `door`. `variables` are the server's; `front`, `flags` and `data_dir` are of the
+    machine at the front.
     """
 
     def start(
@@ -38,14 +40,16 @@ def start_site(start_server: StartServer, start_gateway: StartGateway, own_fake:
         workers: int = 2,
         flags: tuple[str, ...] = (),
         front: dict[str, str] | None = None,
+        data_dir: Path | None = None,
         **variables: str,
     ) -> Site:
         known = {} if door is None else door.variables
         known |= variables
         at_front = ("--workers", str(workers), *flags)
         if not standalone:
-            return Site(start_server(own_fake, *at_front, **known, **(front or {})), own_fake)
+            return Site(start_server(own_fake, *at_front, data_dir=data_dir, **known, **(front or {})), own_fake)
         server = start_server(own_fake, "--workers", "1", **known)
-        return Site(server, own_fake, start_gateway(server.url, new_key(server)["key"], *at_front, **(front or {})))
+        key = new_key(server)["key"]
+        return Site(server, own_fake, start_gateway(server.url, key, *at_front, data_dir=data_dir, **(front or {})))
 
     return start

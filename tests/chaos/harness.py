@@ -20,6 +20,7 @@ Rules
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -144,6 +145,12 @@ class Site:
 def send(pid: int, signum: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signum)
+
+
+def pass_by(seconds: float) -> None:
+    """Let an outage last, while a load runs."""
+    over = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() > over, within=2 * seconds + 10)
 
 
 StartSite = Callable[..., Site]

@@ -1,7 +1,6 @@
 """What stands behind the workers goes away, hangs and comes back, in any combination: people who are known do not notice,
 and their records arrive."""
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -9,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import httpx
 import pytest
 
-from tests.chaos.harness import LONG, Chance, Site, StartSite
+from tests.chaos.harness import LONG, Chance, Site, StartSite, pass_by
 from tests.support.chaos import Say, chaos
 from tests.support.database_door import DatabaseDoor
 from tests.support.load import BLOCKING, Load
@@ -80,11 +79,6 @@ def suffer(faults: dict[str, Fault], load: Load, chance: Chance) -> list[str]:
             pass_by(seconds)
         load.progress(chance.randrange(40, 120))
     return story
-
-
-def pass_by(seconds: float) -> None:
-    over = time.monotonic() + seconds
-    eventually(lambda: time.monotonic() > over, within=2 * seconds + 10)
 
 
 def check_nobody_noticed(site: Site, load: Load) -> str:

@@ -1,5 +1,6 @@
 """gateway/journal.py: what an append leaves on disk, and what it does when there is no room."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -224,6 +225,55 @@ def test_on_a_full_disk_the_ballast_lets_what_started_end_and_nothing_new_starts
         journal.append_start(b"small")
     assert len(records(journal.path)) == 2 * started
     journal.close()
+
+
+def fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 512)
+
+
+def test_an_end_is_owed_when_somebody_else_takes_the_ballast_and_is_written_before_the_next_start(
+    small_disk: Path,
+) -> None:
+    clock = Clock()
+    journal = Journal.open(small_disk, GatewaySettings(journal_dir=str(small_disk)), str(uuid.uuid4()), clock)
+    ends = [b"e" * 4060 + bytes([number]) for number in range(3)]
+    for _ in ends:
+        journal.append_start(b"start")
+    fill(small_disk / "others")
+    (journal.path / "ballast").unlink()
+    fill(small_disk / "others")
+    for end in ends:
+        with pytest.raises(JournalFull):
+            journal.append_end(end)
+        journal.owe_end(end)
+    clock.now += RECHECK_INTERVAL
+    journal.settle()
+    assert len(records(journal.path)) == 3
+    (small_disk / "others").unlink()
+    with pytest.raises(JournalFull):
+        journal.append_start(b"too early to look again")
+    clock.now += RECHECK_INTERVAL
+    journal.append_start(b"next")
+    assert records(journal.path) == [b"start"] * 3 + [*ends, b"next"]
+    journal.append_end(b"end")
+    journal.close()
+
+
+def test_what_is_owed_is_written_without_another_request_and_at_the_latest_at_the_end(small_disk: Path) -> None:
+    clock = Clock()
+    for settled in (True, False):
+        journal = Journal.open(small_disk, GatewaySettings(journal_dir=str(small_disk)), str(uuid.uuid4()), clock)
+        journal.append_start(b"start")
+        journal.owe_end(b"end")
+        if settled:
+            clock.now += RECHECK_INTERVAL
+            journal.settle()
+            assert records(journal.path) == [b"start", b"end"]
+            assert not journal.full
+        journal.close()
+        assert records(journal.path) == [b"start", b"end"]
 
 
 def test_appended_records_are_synced_without_being_waited_for(

@@ -176,14 +176,17 @@ StartGateway = Callable[..., Gateway]
 
 @pytest.fixture
 def start_gateway() -> Iterator[StartGateway]:
-    """Starts gateways of one test: `start_gateway(url, key, *arguments, **variables)`."""
+    """Starts gateways of one test: `start_gateway(url, key, *arguments, data_dir=..., **variables)`."""
     started: list[Gateway] = []
     with open_directory() as directory:
 
-        def start(url: str, key: str, *arguments: str, ready: bool = True, **variables: Any) -> Gateway:
+        def start(
+            url: str, key: str, *arguments: str, ready: bool = True, data_dir: Path | None = None, **variables: Any
+        ) -> Gateway:
             own = directory / f"gateway-{len(started)}"
             own.mkdir(mode=0o711)
             one = Gateway(own, url, key, *arguments, **variables)
+            one.data_dir = data_dir or one.data_dir
             started.append(one)
             return one.start(ready=ready)
 

@@ -319,14 +319,21 @@ def server(fake: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
-    """Starts servers of one test: `start_server(fake, *arguments, **variables)`."""
+    """Starts servers of one test: `start_server(fake, *arguments, data_dir=..., **variables)`."""
     started: list[Server] = []
     with open_directory() as directory:
 
-        def start(fake: FakeProvider | None, *arguments: str, ready: bool = True, **variables: str) -> Server:
+        def start(
+            fake: FakeProvider | None,
+            *arguments: str,
+            ready: bool = True,
+            data_dir: Path | None = None,
+            **variables: str,
+        ) -> Server:
             own = directory / f"server-{len(started)}"
             own.mkdir(mode=0o711)
             one = Server(own, fake, *arguments, **variables)
+            one.data_dir = data_dir or one.data_dir
             started.append(one)
             return one.start(ready=ready)
 

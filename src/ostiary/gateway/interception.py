@@ -2,7 +2,8 @@
 
 Rules
 - Whoever makes an `Interception` ends it, also where `durable` says that nothing may go upstream.
-- An end that finds no room, or that cannot be put together, is written without its content rather than not at all.
+- An end that finds no room, or that cannot be put together, is written without its content rather than not at all; and
+  when even that finds none, the journal owes it.
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from ostiary.core.records import InterceptionEnd, InterceptionStart, Trace, encode_record
 from ostiary.wire.facts import ResponseFacts
 
-from .journal import JournalError, NotDurable
+from .journal import END_RESERVE, JournalError, NotDurable
 from .recording import Ending, bare_end, end_record, without_content
 
 if TYPE_CHECKING:
@@ -76,13 +77,18 @@ class Interception:
 
     def _append(self, record: InterceptionEnd) -> None:
         journal = self._worker.journal
+        payload = encode_record(record)
         try:
-            journal.append_end(encode_record(record))
+            journal.append_end(payload)
         except NotDurable as error:
             self._worker.log_journal_failure(error)
         except JournalError as error:
             self._worker.log_journal_failure(error)
+            bare = encode_record(without_content(record))
             try:
-                journal.append_end(encode_record(without_content(record)))
+                journal.append_end(bare)
+            except NotDurable as again:
+                self._worker.log_journal_failure(again)
             except JournalError as again:
                 self._worker.log_journal_failure(again)
+                journal.owe_end(payload if len(payload) < END_RESERVE else bare)

@@ -9,6 +9,8 @@ Rules
   is full and when space seems short.
 - Who may start may end: each `append_start` sets `END_RESERVE` bytes aside for the `append_end` that follows it, and a
   ballast file is given up when the disk itself is full. Until the ballast is back no start is taken.
+- When somebody else takes that room first, ends are owed: kept in memory, no more of them than calls were under way, and
+  written before the ballast is made again.
 """
 
 import errno
@@ -83,6 +85,7 @@ class Journal:
         self._sealed_bytes = 0
         self._size = 0
         self._reserved = 0
+        self._owed: deque[bytes] = deque()
         self._next_check = 0.0
         self._segment_broken = False
         self._lock_fd = lock_fd
@@ -183,10 +186,24 @@ class Journal:
         self._reserved = reserved
         return self._appended(size)
 
+    def owe_end(self, payload: bytes) -> None:
+        """Keep an end that `append_end` did not take; it is written once there is room. Until then no start is taken.
+
+        `payload` should be below `END_RESERVE` bytes.
+        """
+        self._drop_ballast()
+        self._owed.append(payload)
+
+    def settle(self) -> None:
+        """Look whether what is owed can be written now."""
+        if self._owed:
+            self._recheck()
+
     def close(self) -> None:
-        """Sync and unlock: the link takes what is left."""
+        """Sync and unlock: the link takes what is left, and closes what has no end."""
         if self._fd < 0:
             return
+        self._pay()
         self._sync.stop()
         self._sync.run(self._fd)
         self._drop_ballast()
@@ -269,8 +286,20 @@ class Journal:
             return
         self._next_check = now + RECHECK_INTERVAL
         self._recount()
-        if not self._ballast:
+        if not self._ballast and self._pay():
             self._ballast = _make_ballast(self._dir_fd)
+
+    def _pay(self) -> bool:
+        """Write the ends that are owed; False when some are left."""
+        while self._owed:
+            try:
+                self.append_end(self._owed[0])
+            except NotDurable:
+                pass  # it is written
+            except JournalError:
+                return False
+            self._owed.popleft()
+        return True
 
     def _drop_ballast(self) -> bool:
         """Free the space kept for ends; False when there is none."""

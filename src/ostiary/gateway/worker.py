@@ -300,6 +300,7 @@ class Worker:
             self._leave_descriptors,
             self.authorizations.sweep,
             self.health.sweep,
+            self.journal.settle,
             self._ping,
         ):
             try:

@@ -2,15 +2,19 @@
 
 import os
 import subprocess
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.chaos.harness import LONG, Chance, StartSite, pass_by
+from tests.support.chaos import Say
 from tests.support.database_door import DatabaseDoor
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import BLOCKING, CHAT, MESSAGES, Load
@@ -18,7 +22,7 @@ from tests.support.reconcile import journals_of, metric, reconcile
 from tests.support.server import OWNER_TOKEN, Server, StartServer, eventually, open_directory
 
 MIB = 1024**2
-LONG = "x" * 20_000
+LARGE = "x" * 20_000
 
 
 def ask(server: Server, text: str = "", path: str = BLOCKING.path) -> httpx.Response:
@@ -40,15 +44,15 @@ def test_a_full_journal_refuses_and_sends_nothing_until_there_is_room(
     with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=50 events=60") as load:
         eventually(lambda: len(load.answering) == 5, what=load.summary())
         door.shut()
-        answers = [ask(server, LONG)]
+        answers = [ask(server, LARGE)]
         while answers[-1].status_code == 200:
-            answers.append(ask(server, LONG))
+            answers.append(ask(server, LARGE))
             assert len(answers) < 100, "the journal never got full"
         assert answers[-1].status_code == 500
         assert "could not be recorded" in answers[-1].json()["error"]["message"]
         assert "x-ostiary-request-id" in answers[-1].headers
         count = own_fake.requests()["count"]
-        refused = [ask(server, LONG), ask(server, path=MESSAGES.path, text=LONG)]
+        refused = [ask(server, LARGE), ask(server, path=MESSAGES.path, text=LARGE)]
         assert [answer.status_code for answer in refused] == [500, 500]
         assert refused[1].json()["type"] == "error"
         assert own_fake.requests()["count"] == count
@@ -57,7 +61,7 @@ def test_a_full_journal_refuses_and_sends_nothing_until_there_is_room(
         calls = load.wait()
     assert not load.failures(), load.summary()
     door.open()
-    eventually(lambda: ask(server, LONG).status_code == 200, within=30, what=server.tail())
+    eventually(lambda: ask(server, LARGE).status_code == 200, within=30, what=server.tail())
     result = reconcile(server, own_fake, calls)
     assert result.outcomes == {"completed": len(result.by_mark)}
 
@@ -69,7 +73,7 @@ def test_a_full_journal_that_sheds_keeps_usage_and_drops_content(
     server = start_server(own_fake, *flags, **door.variables)
     assert ask(server).status_code == 200
     door.shut()
-    ids = [answer.headers["x-ostiary-interception-id"] for answer in (ask(server, LONG) for _ in range(80))]
+    ids = [answer.headers["x-ostiary-interception-id"] for answer in (ask(server, LARGE) for _ in range(80))]
     assert journal_bytes(server) <= MIB
     door.open()
     rows = {row["id"]: row for row in eventually(lambda: all_ended(server, 81), within=30, what=server.tail())}
@@ -91,21 +95,31 @@ def all_ended(server: Server, count: int) -> list[dict[str, Any]] | None:
     return rows if len(rows) == count and all(row["ended_at"] for row in rows) else None
 
 
+SmallDisk = Callable[[int], Path]
+
+
 @pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A file system of 4 MiB."""
+def small_disk() -> Iterator[SmallDisk]:
+    """Makes file systems of so many MiB."""
+    disks: list[Path] = []
     with open_directory() as top:
-        disk = top / "disk"
-        disk.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0711", "tmpfs", disk], capture_output=True, check=False
-        )
-        if mounted.returncode != 0:
-            pytest.skip("may not mount a small file system here")
+
+        def mount(size: int) -> Path:
+            disk = top / f"disk-{len(disks)}"
+            disk.mkdir()
+            options = f"size={size}m,mode=0711"
+            command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk]
+            mounted = subprocess.run(command, capture_output=True, check=False)
+            if mounted.returncode != 0:
+                pytest.skip(f"may not mount a small file system here: {mounted.stderr.decode().strip()}")
+            disks.append(disk)
+            return disk
+
         try:
-            yield disk
+            yield mount
         finally:
-            subprocess.run(["umount", "-l", disk], check=True)
+            for disk in disks:
+                subprocess.run(["umount", "-l", disk], check=True)
 
 
 def fill(path: Path) -> None:
@@ -118,23 +132,20 @@ def fill(path: Path) -> None:
 
 
 def test_on_a_full_disk_what_has_begun_ends_nothing_new_begins_and_room_heals_it(
-    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, small_disk: Path
+    start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, small_disk: SmallDisk
 ) -> None:
-    data_dir = str(small_disk / "data")
-    server = start_server(own_fake, "--workers", "1", "--data-dir", data_dir, ready=False, **door.variables)
-    server.data_dir = small_disk / "data"
-    server.wait_ready()
+    server = start_server(own_fake, "--workers", "1", data_dir=small_disk(4) / "data", **door.variables)
     with Load(server.url, OWNER_TOKEN, concurrency=10, total=10, control="pace=100 events=15", kinds=(CHAT,)) as load:
         eventually(lambda: len(load.answering) == 10, what=load.summary())
-        fill(small_disk / "filler")
-        answers = [ask(server, LONG).status_code for _ in range(5)]
+        fill(server.data_dir / "filler")
+        answers = [ask(server, LARGE).status_code for _ in range(5)]
         assert 500 in answers, "the disk is full"
         count = own_fake.requests()["count"]
-        assert [ask(server, LONG).status_code for _ in range(5)] == [500] * 5
+        assert [ask(server, LARGE).status_code for _ in range(5)] == [500] * 5
         assert own_fake.requests()["count"] == count
         calls = load.wait()
     assert not load.failures(), load.summary()
-    os.unlink(small_disk / "filler")
+    os.unlink(server.data_dir / "filler")
     eventually(lambda: ask(server).status_code == 200, what=server.tail())
     result = reconcile(server, own_fake, calls)
     assert result.outcomes == {"completed": len(result.by_mark)}
@@ -178,3 +189,78 @@ def test_what_cannot_be_made_durable_is_refused_and_its_record_says_so(
     assert Counter(row["outcome"] for row in rows) == {"completed": 6, "rejected": 3}
     (journal,) = journals_of(server)
     assert (journal["stored"], journal["duplicate"], journal["rejected"]) == (18, 0, 0)
+
+
+@contextmanager
+def greedy_neighbour(path: Path) -> Iterator[None]:
+    """Somebody else fills the disk and takes what anybody frees, for as long as this lasts."""
+    enough = threading.Event()
+
+    def take() -> None:
+        with path.open("wb", buffering=0) as file:
+            while not enough.is_set():
+                with suppress(OSError):
+                    while not enough.is_set():
+                        file.write(b"\0" * 4096)
+                enough.wait(0.001)
+
+    thread = threading.Thread(target=take, name="greedy neighbour")
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+        path.unlink()
+
+
+def test_ends_that_find_no_room_are_written_once_there_is_some(start_site: StartSite, small_disk: SmallDisk) -> None:
+    site = start_site(standalone=True, workers=1, data_dir=small_disk(8) / "data")
+    with site.load(concurrency=30, total=30, control="pace=100 events=15") as load:
+        eventually(lambda: len(load.answering) >= 25, what=load.summary)
+        with greedy_neighbour(site.gateway.data_dir / "filler"):
+            calls = load.wait()
+            assert metric(site.gateway, "ostiary_journal_refusals_total") > 0, "the disk had room"
+    assert not load.failures(), load.summary()
+    result = site.reconcile(load)
+    assert result.outcomes == {"completed": len(calls)}
+    with site.load(concurrency=4, total=8, prefix="after") as after:
+        after.wait()
+    assert not after.failures(), after.summary()
+
+
+@pytest.mark.parametrize("standalone", [False, True], ids=["embedded", "standalone"])
+def test_the_disk_of_the_machine_at_the_front_is_full_now_and_then_while_its_processes_die(
+    start_site: StartSite, small_disk: SmallDisk, chance: Chance, say: Say, standalone: bool
+) -> None:
+    """An embedded database is on that disk too."""
+    site = start_site(standalone=standalone, data_dir=small_disk(16 if standalone else 300) / "data")
+    machine = site.front
+    victims = ("worker", "link", "", *(() if standalone else ("control", "postgres")))
+    story = []
+    with site.load(concurrency=20) as load:
+        for dies in chance.sample(victims * 7, 20) if LONG else chance.sample(victims, 3):
+            load.progress(chance.randrange(40, 120))
+            fill_for = chance.uniform(0.5, 4.0)
+            story.append(f"{fill_for:.1f} s full, {dies or 'nobody'} dies")
+            print(f"after {len(load.calls)} calls: {story[-1]}")
+            with greedy_neighbour(machine.data_dir / "filler"):
+                eventually(lambda: load.calls[-1].status == 500, within=30, what=load.summary)
+                if dies:
+                    site.kill(machine, dies, chance)
+                pass_by(fill_for)
+            served = len(load.calls)
+            eventually(
+                lambda served=served: [call for call in load.calls[served:] if call.good], within=60, what=machine.tail
+            )
+        site.await_link()
+        load.progress(40)
+        calls = load.finish()
+    print(load.summary())
+    result = site.reconcile(load)
+    print(result)
+    refused = [call for call in calls if call.complete and not call.good]
+    assert {call.status for call in refused} <= {500, 503}
+    assert {row["outcome"] for row in result.by_mark.values()} <= {"completed", "interrupted"}
+    if LONG:
+        say(f"full disk, seed {chance.seed_number}: {load.summary()}; {result}; {'; '.join(story)}")
