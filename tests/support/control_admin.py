@@ -19,6 +19,7 @@ from ostiary.control.api.edge import Edge
 from ostiary.control.events import Events
 from ostiary.control.identity.tokens import insert_token
 from ostiary.control.identity.users import User, insert_user
+from ostiary.control.metrics import ControlMetrics
 from ostiary.control.state import ControlPlane
 from ostiary.control.store.tables import audit_log
 from ostiary.control.vault import Vault
@@ -81,7 +82,7 @@ def rest_app(engine: AsyncEngine, settings: ControlSettings, vault: Vault) -> Fa
     """The administrative part of the REST API."""
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(Edge, front_door_secret=settings.front_door_secret)
+    app.add_middleware(Edge, front_door_secret=settings.front_door_secret, unlimited=(), metrics=ControlMetrics())
     for module in (users, tokens, providers, audit, vault_api):
         app.include_router(module.router)
     events = Events(engine, settings.database_url)
