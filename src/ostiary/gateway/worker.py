@@ -115,7 +115,7 @@ class Worker:
         self.tick = min(_TICK_MAX, shortest / 4)
         self.connections = Connections(self, times, self.tick, settings.head_max_bytes)
         self.pool = Pool(settings, tls, tick=self.tick, egress_allow=parse_networks(settings.egress_allow))
-        self._descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = 0
         self._leave_descriptors()
         self._control: Origin | None = split_base_url(settings.control_url)[0] if settings.control_url else None
         self._located: dict[bytes, tuple[Target, Admission]] = {}
@@ -194,8 +194,8 @@ class Worker:
         return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
 
     def _leave_descriptors(self) -> None:
-        """Clients get those that nothing else has or may soon need."""
-        every = self._descriptors
+        """Clients get those that nothing else has or may soon need. The limit may be changed from outside."""
+        self._descriptors = every = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if every != resource.RLIM_INFINITY:
             kept = max(_OF_OURS, every // _KEPT_FREE)
             self.connections.most = max(1, every - kept - self.pool.open_count)
