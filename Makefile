@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := build/compiled
 WORKERS ?= auto
 
-.PHONY: help install run test check bench bench-quick proto lock fmt clean
+.PHONY: help install run test test-compiled check wheel bench bench-quick proto lock fmt clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,17 @@ check: $(STAMP) ## lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel: $(COMPILED)/.built ## dist/*.whl for production: its hot path is compiled (needs a C compiler)
+
+$(COMPILED)/.built: $(STAMP) hatch_build.py $(shell find src/ostiary -name '*.py')
+	rm -rf $(COMPILED) dist
+	OSTIARY_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --target $(COMPILED) dist/*.whl
+	@touch $@
+
+test-compiled: $(COMPILED)/.built ## all tests, on the compiled build
+	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(STAMP) ## nginx and Ostiary side by side, written to docs/performance.md
 	$(BIN)/python -m bench

@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from ostiary import __version__
+from ostiary.core.build import BUILD
 
 from ._app import CONTEXT
 from ._lazy import Entry, lazy_group
@@ -50,7 +51,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"ostiary {__version__}")
+        typer.echo(f"ostiary {__version__} ({BUILD})")
         raise typer.Exit
 
 
