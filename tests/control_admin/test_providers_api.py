@@ -217,9 +217,61 @@ def test_the_key_list_of_a_change_is_the_whole_new_state(on_plane: Any) -> None:
 def test_other_changes_leave_the_keys_alone(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
         token, ids = await with_keys(plane, KEY_A, KEY_B)
-        changed = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", {"base_url": "https://b.example"})
+        elsewhere = {"base_url": "https://api.openai.com/another/path", "icon": "door"}
+        changed = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", elsewhere)
+        assert (changed.json()["base_url"], changed.json()["icon"]) == tuple(elsewhere.values())
         assert [key["id"] for key in changed.json()["api_keys"]] == ids
         assert await keys_of(plane, "openai") == [KEY_A, KEY_B]
+
+    on_plane(body)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://thief.example/v1",
+        "http://api.openai.com/v1",
+        "https://api.openai.com:8443/v1",
+        "https://api.openai.com.thief.example/v1",
+    ],
+)
+def test_an_admin_cannot_send_stored_keys_to_another_origin(on_plane: Any, url: str) -> None:
+    async def body(plane: Plane) -> None:
+        token, (first, second) = await with_keys(plane, KEY_A, KEY_B)
+        path = f"{PROVIDERS}/openai"
+        kept: list[dict[str, Any]] = [
+            {},
+            {"api_keys": [{"id": second}]},
+            {"api_keys": [{"id": first}, {"api_key": KEY_C}]},
+        ]
+        for with_them in kept:
+            refused = await plane.call(token, "PATCH", path, {"base_url": url, **with_them})
+            assert refused.status_code == 400
+            (problem,) = refused.json()["validations"]
+            assert problem["field"] == "base_url"
+            assert "give the keys anew" in problem["detail"]
+        assert await keys_of(plane, "openai") == [KEY_A, KEY_B]
+        anew = {"base_url": url, "api_keys": [{"api_key": KEY_C}]}
+        assert (await plane.call(token, "PATCH", path, anew)).json()["base_url"] == url
+        assert await keys_of(plane, "openai") == [KEY_C]
+        _, owner = await plane.user("olga", "owner")
+        moved = await plane.call(owner, "PATCH", path, {"base_url": "https://elsewhere.example"})
+        assert moved.json()["base_url"] == "https://elsewhere.example"
+        assert await keys_of(plane, "openai") == [KEY_C]
+
+    on_plane(body)
+
+
+def test_the_same_origin_may_be_written_otherwise(on_plane: Any) -> None:
+    async def body(plane: Plane) -> None:
+        token, _ = await with_keys(plane, KEY_A)
+        same = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", {"base_url": "https://API.openai.com:443/v1"})
+        assert same.status_code == 200, same.text
+        assert await keys_of(plane, "openai") == [KEY_A]
+        # without a key there is nothing to send
+        await plane.call(token, "PATCH", f"{PROVIDERS}/openai", {"api_keys": []})
+        moved = await plane.call(token, "PATCH", f"{PROVIDERS}/openai", {"base_url": "https://b.example"})
+        assert moved.status_code == 200
 
     on_plane(body)
 

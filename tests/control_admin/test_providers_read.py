@@ -171,7 +171,7 @@ def test_a_bad_row_is_in_error_alone(on_plane: Any) -> None:
                 change = ProviderChanges(settings={"selection": "primary"})
                 await providers.update_provider(conn, plane.vault, name, change, ACTOR, audit.LOCAL)
             change = ProviderChanges(base_url="https://a.example")
-            await providers.update_provider(conn, plane.vault, "url", change, ACTOR, audit.LOCAL)
+            await providers.update_provider(conn, plane.vault, "url", change, ACTOR, audit.LOCAL, moves_keys=True)
             change = ProviderChanges(api_keys=(providers.requests.KeyEntry(api_key=Secret("new")),))
             await providers.update_provider(conn, plane.vault, "key", change, ACTOR, audit.LOCAL)
             await providers.update_provider(

@@ -322,7 +322,7 @@ def test_the_plan_made_from_the_api_is_the_one_that_seeding_makes(on_plane: Any)
         async with plane.engine.begin() as conn:
             await providers.delete_provider(conn, plane.vault, "google", ACTOR, audit.LOCAL)
             change = ProviderChanges(base_url="https://b.example")
-            await providers.update_provider(conn, plane.vault, "openai", change, ACTOR, audit.LOCAL)
+            await providers.update_provider(conn, plane.vault, "openai", change, ACTOR, audit.LOCAL, moves_keys=True)
             await conn.execute(update(ai_providers).where(ai_providers.c.name == "aws").values(settings=b"nonsense"))
         shown = (await plane.call(token, "GET", "/api/v2/ai/providers", deleted=True)).json()
         desired = read_provider_environment(secret(environment)).providers

@@ -140,7 +140,11 @@ async def get(
 async def update(
     id_or_name: str, body: UpdateProvider, caller: Writer, control: Control, origin: RequestOrigin
 ) -> ProviderView:
-    """Change a provider."""
+    """Change a provider.
+
+    A `base_url` of another origin (scheme, host, port) sends the keys there: from admins it comes with its keys given anew,
+    owners may let it have those that are stored.
+    """
     keys = None
     if body.api_keys is not None:
         keys = tuple(
@@ -152,7 +156,10 @@ async def update(
         clear_settings="settings" in body.model_fields_set and body.settings is None,
     )
     async with control.engine.begin() as conn:
-        return await update_provider(conn, control.vault, id_or_name, changes, caller.actor, origin)
+        moves_keys = caller.role == "owner"
+        return await update_provider(
+            conn, control.vault, id_or_name, changes, caller.actor, origin, moves_keys=moves_keys
+        )
 
 
 @router.post("/{id_or_name}/test")

@@ -107,9 +107,13 @@ async def key_exists(conn: AsyncConnection, key_id: str) -> bool:
 
 
 async def beat(conn: AsyncConnection, key_id: str) -> None:
-    """Note that a gateway with this key is there, at most once in `HEARTBEAT_SECONDS`, whoever else notes it."""
+    """Note that a gateway with this key is there, at most once in `HEARTBEAT_SECONDS`, whoever else notes it.
+
+    One noted in the future is from before the clock was set back.
+    """
     last = ai_gateway_keys.c.last_heartbeat_at
-    due = or_(last.is_(None), last < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, HEARTBEAT_SECONDS))
+    some_time_ago = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, HEARTBEAT_SECONDS)
+    due = or_(last.is_(None), last < some_time_ago, last > func.now())
     await conn.execute(
         update(ai_gateway_keys).where(ai_gateway_keys.c.id == key_id, due).values(last_heartbeat_at=func.now())
     )

@@ -24,6 +24,7 @@ from .requests import (
     KeyPlan,
     KnownKey,
     check_identity,
+    check_keys_stay,
     check_new_keys,
     check_texts,
     check_together,
@@ -111,8 +112,13 @@ async def update_provider(
     changes: ProviderChanges,
     actor: audit.Actor,
     origin: audit.Origin,
+    *,
+    moves_keys: bool = False,
 ) -> ProviderView:
-    """Raises `ApiError` 400, 404 or 409. A change that changes nothing makes no revision."""
+    """Raises `ApiError` 400, 404 or 409. A change that changes nothing makes no revision.
+
+    `moves_keys`: whether keys that are kept may be sent to another origin.
+    """
     if changes.nothing:
         fields = "display_name, icon, enabled, base_url, api_keys, settings"
         raise ApiError(400, INVALID, f"Give at least one field to change: {fields}.")
@@ -137,6 +143,8 @@ async def update_provider(
             settings, found = _parsed(read.kind, changes.settings, read.settings)
         base_url = before.base_url if changes.base_url is None else changes.base_url
         problems += found or check_together(read.kind, base_url, settings, len(plan.add) + len(plan.keep))
+        if not problems and not moves_keys:
+            problems += check_keys_stay(before.base_url, base_url, len(plan.keep))
     _refuse(problems)
 
     values: dict[str, Any] = {

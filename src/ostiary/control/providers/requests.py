@@ -5,6 +5,7 @@ Rules
 - Every problem names its field and what is allowed; none quotes a value.
 - Settings in a request replace the stored ones, but for what is never shown and thus cannot be sent back: Bedrock's
   access key and its secret stay when they are left out (an empty text clears them), and so does the external id.
+- A key goes only where it was given for: a base URL of another origin takes its keys anew, unless an owner says otherwise.
 - `api_keys` of a change is the whole list as it shall be, in the order of failover: `{id}` keeps a key, `{api_key}`
   adds one, what is not named is removed.
 """
@@ -12,6 +13,7 @@ Rules
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -101,6 +103,17 @@ def check_together(
     return found
 
 
+def check_keys_stay(before: str, after: str, kept: int) -> list[Problem]:
+    """Whether keys that are kept would go to another origin (scheme, host, port) than they were given for."""
+    if not kept or _origin(before) == _origin(after):
+        return []
+    detail = (
+        "is of another origin, and an admin cannot send keys there that were given for this one: give the keys anew in the "
+        "same request (api_keys: [{api_key}]), or let an owner change it"
+    )
+    return [Problem("base_url", detail)]
+
+
 def plan_keys(current: Sequence[KnownKey], wanted: Sequence[KeyEntry]) -> tuple[KeyPlan, list[Problem]]:
     """How to get from the keys that are there to those that are wanted, and what is wrong with the wish."""
     known = {key.id: key.value for key in current}
@@ -166,6 +179,14 @@ def parse_settings(
     if isinstance(settings, BedrockSettings) and settings.role_arn and not settings.external_id:
         settings = msgspec.structs.replace(settings, external_id=new_external_id())
     return settings, []
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # a row from elsewhere: equal to no other
+        return url, None, None
 
 
 def _struct_of(
