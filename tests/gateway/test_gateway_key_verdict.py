@@ -22,7 +22,12 @@ from ostiary.gateway.key_verdict import (
     wait_of,
 )
 
+DAY = 86_400.0
 NOW = 1_790_000_000.0
+
+
+def date(seconds: float) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()
 
 
 def judged(status: int, body: bytes = b"", fields: dict[bytes, bytes] | None = None) -> Verdict | None:
@@ -212,8 +217,12 @@ def test_only_statuses_with_a_telling_body_are_looked_into() -> None:
         ({b"retry-after": b"1e9"}, DEFAULT_WAIT),
         ({b"retry-after": b""}, DEFAULT_WAIT),
         ({b"retry-after": b"\xff\x00"}, DEFAULT_WAIT),
-        ({b"retry-after": formatdate(NOW + 90, usegmt=True).encode()}, 90.0),
-        ({b"retry-after": formatdate(NOW - 90, usegmt=True).encode()}, SHORTEST_DATE),
+        ({b"retry-after": date(NOW + 90)}, 90.0),
+        ({b"retry-after": date(NOW - 90)}, SHORTEST_DATE),
+        ({b"retry-after": date(NOW + 90), b"date": date(NOW)}, 90.0),
+        ({b"retry-after": date(NOW + DAY + 7), b"date": date(NOW + DAY)}, 7.0),
+        ({b"retry-after": date(NOW - DAY + 7), b"date": date(NOW - DAY)}, 7.0),
+        ({b"retry-after": date(NOW + 90), b"date": b"yesterday"}, 90.0),
         ({b"retry-after": b"Wed, 21 Oct 9999 07:28:00 GMT"}, LONGEST_WAIT),
         ({b"retry-after": b"Wed, 99 Oct 2026 99:99:99 GMT"}, LONGEST_WAIT),
     ],
@@ -226,7 +235,7 @@ def test_the_wait_is_what_the_provider_says_within_bounds(fields: dict[bytes, by
 
 @given(
     st.dictionaries(
-        st.sampled_from([b"retry-after", b"retry-after-ms"]),
+        st.sampled_from([b"retry-after", b"retry-after-ms", b"date"]),
         st.binary(max_size=80)
         | st.text("0123456789.-+eE ", max_size=40).map(str.encode)
         | st.text("MonTue, 0123456789:GMT+-", max_size=40).map(str.encode)

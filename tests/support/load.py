@@ -88,7 +88,7 @@ class Call(asyncio.Protocol):
         self._request = request
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
-        self._started = self._heard = time.monotonic()
+        self.began = self._heard = time.monotonic()
         self._transport: asyncio.Transport
         self.ended = asyncio.get_running_loop().create_future()
 
@@ -136,7 +136,7 @@ class Call(asyncio.Protocol):
         if not self.complete:
             self.error = self.error or (str(exc) if exc else "the connection ended")
         self._load.answering.discard(self)
-        self.seconds = time.monotonic() - self._started
+        self.seconds = time.monotonic() - self.began
         if not self.ended.done():
             self.ended.set_result(None)
 

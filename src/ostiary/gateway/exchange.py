@@ -622,9 +622,7 @@ class Exchange:
             worker.failures.log(error, self.id)
             facts, trace = None, _LOST
         try:
-            ended = record.end(
-                time_ns() // 1000, ending, hint=call.hint, facts=facts, trace=trace, seconds=(ended_ns - self.t0) / 1e9
-            )
+            ended = record.end(ending, hint=call.hint, facts=facts, trace=trace, seconds=(ended_ns - self.t0) / 1e9)
             if worker.telemetry is not None:
                 worker.telemetry.ended(record.start, ended, self.head, self.admission.provider)
         except Exception as error:  # noqa: BLE001

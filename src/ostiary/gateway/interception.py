@@ -37,14 +37,15 @@ class Interception:
         inflight[0] += 1
 
     def end(
-        self, now_us: int, ending: Ending, *, hint: str, facts: ResponseFacts | None, trace: Trace, seconds: float
+        self, ending: Ending, *, hint: str, facts: ResponseFacts | None, trace: Trace, seconds: float
     ) -> InterceptionEnd:
         """Write the end and count it; gives what was to be written.
 
-        `now_us` is in Unix microseconds, `seconds` how long it all took.
+        `seconds`: how long it all took. The end's time is counted from the start's, whatever the clock has done meanwhile.
         """
         worker = self._worker
         start = self.start
+        now_us = start.started_at + int(seconds * 1e6)
         self._inflight[0] -= 1
         try:
             record = end_record(

@@ -139,14 +139,17 @@ _DIGITS: Final = re.compile(rb"\d+")
 
 
 def wait_of(fields: dict[bytes, bytes], now_wall: float, said: float | None = None) -> float:
-    """Seconds to wait by the answer's head, else by what its body `said`. `now_wall`: Unix seconds."""
+    """Seconds to wait by the answer's head, else by what its body `said`.
+
+    A date is compared with the answer's own `Date`, for the provider made both; without one with `now_wall`, Unix seconds.
+    """
     milliseconds = _number(fields.get(b"retry-after-ms"))
     if milliseconds is not None:
         return _clamped(milliseconds / 1000)
     value = fields.get(b"retry-after")
     seconds = _number(value)
     if seconds is None and value is not None:
-        seconds = _until_date(value, now_wall)
+        seconds = _until_date(value, _moment(fields.get(b"date")) or now_wall)
     if seconds is None:
         seconds = said
     return DEFAULT_WAIT if seconds is None else _clamped(seconds)
@@ -166,12 +169,18 @@ def _number(value: bytes | None) -> float | None:
     return math.inf if _DIGITS.fullmatch(value) else None
 
 
-def _until_date(value: bytes, now_wall: float) -> float | None:
-    if len(value) > 64:
+def _until_date(value: bytes, now: float) -> float | None:
+    until = _moment(value)
+    return max(until - now, SHORTEST_DATE) if until is not None else None
+
+
+def _moment(value: bytes | None) -> float | None:
+    """Unix seconds of a date (RFC 9110 §5.6.7)."""
+    if value is None or len(value) > 64:
         return None
     try:
         parsed = parsedate_tz(value.decode("ascii"))
-        return max(mktime_tz(parsed) - now_wall, SHORTEST_DATE) if parsed is not None else None
+        return float(mktime_tz(parsed)) if parsed is not None else None
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 

@@ -1,0 +1,175 @@
+"""Wall clocks that jump by hours and days under load: records stay whole and in order, and nobody is shut out."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+from tests.chaos.clocks import DAY, HOUR, Clock
+from tests.chaos.harness import LONG, Chance, Site, StartSite
+from tests.support.chaos import Say
+from tests.support.load import BLOCKING, Load
+from tests.support.reconcile import Reconciled, journals_of
+from tests.support.server import PROVIDER_KEY, Machine, eventually, open_directory
+
+JUMPS = (HOUR, -HOUR, DAY, -DAY)
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with open_directory() as directory:
+        yield Clock(directory)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def check_times(result: Reconciled, load: Load) -> None:
+    """Each call lasted as long as it did, and of one worker's calls, those that came later have the greater ids."""
+    of_journal: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for call in load.calls:
+        row = result.by_mark.get(call.mark)
+        if row is None:
+            continue
+        lasted = (moment(row["ended_at"]) - moment(row["started_at"])).total_seconds()
+        if row["outcome"] == "completed":
+            assert 0 <= lasted <= call.seconds + 0.1, f"{lasted} s; the client saw {call}"
+        of_journal[row["journal_id"]].append((call.began, call.began + call.seconds, row["id"]))
+    for calls in of_journal.values():
+        ended = sorted((end, id_) for _, end, id_ in calls)
+        newest, at = "", 0
+        for began, _, id_ in sorted(calls):
+            while at < len(ended) and ended[at][0] < began:
+                newest, at = max(newest, ended[at][1]), at + 1
+            assert id_ > newest, "an id below one that was given before"
+
+
+def database_agrees(site: Site, clock: Clock) -> bool:
+    """Whether the database, which notes when it heard of a journal, has the time of this clock."""
+    heard = [moment(journal["last_seen"]) for journal in journals_of(site.server)]
+    return any(abs(at - clock.now) < timedelta(minutes=1) for at in heard)
+
+
+def ask(machine: Machine, token: str, control: str = "", model: str = "gpt-5.4-mini") -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    headers = {"Authorization": f"Bearer {token}", "X-Fake": control}
+    return httpx.post(f"{machine.url}{BLOCKING.path}", headers=headers, json=body, timeout=20)
+
+
+@pytest.mark.parametrize("standalone", [False, True], ids=["embedded", "standalone"])
+def test_clocks_jump_under_load_and_processes_die(
+    start_site: StartSite, clock: Clock, chance: Chance, say: Say, standalone: bool
+) -> None:
+    """Embedded it is everybody's clock; standalone the gateway's alone, so that it differs from its control plane's."""
+    site = start_site(standalone=standalone, front=clock.variables)
+    machine = site.front
+    victims = ("worker", "link", *(() if standalone else ("control", "postgres")))
+    story = []
+    with site.load() as load:
+        load.progress(150)
+        for jump in [jump for _ in range(6 if LONG else 1) for jump in chance.sample((*JUMPS, 0.0), 5)]:
+            clock.jump_to(jump)
+            load.progress(chance.randrange(40, 150))
+            if not standalone:
+                eventually(lambda: database_agrees(site, clock), within=30, what="PostgreSQL's clock jumps too")
+            dies = chance.choice((*victims, "", ""))
+            if dies:
+                site.kill(machine, dies, chance)
+            story.append(f"{jump / HOUR:+.0f} h, {dies or 'nobody'} dies")
+            print(f"after {len(load.calls)} calls: {story[-1]}")
+            load.progress(chance.randrange(40, 150))
+        clock.jump_to(0.0)
+        site.await_link()
+        load.progress(60)
+        load.finish()
+    result = site.reconcile(load)
+    print(load.summary(), result, sep="\n")
+    assert not [call for call in load.failures() if call.complete], "refused"
+    assert set(result.outcomes) <= {"completed", "interrupted"}
+    check_times(result, load)
+    days = {moment(row["started_at"]).date() for row in result.by_mark.values()}
+    assert len(days) >= 3, f"the clocks did not jump: {days}"
+    if LONG:
+        say(f"clocks, seed {chance.seed_number}: {load.summary()}; {result}; {'; '.join(story)}")
+
+
+@pytest.mark.parametrize("jump", [DAY, -DAY], ids=["ahead", "back"])
+def test_what_waits_for_a_time_waits_no_longer_when_the_clock_jumps(
+    start_site: StartSite, clock: Clock, jump: float
+) -> None:
+    """Cooling keys, an open breaker, dates that a provider names, and a token's own end, on a gateway whose clock is wrong."""
+    site = start_site(
+        standalone=True,
+        workers=1,
+        front=clock.variables
+        | {"OSTIARY_CIRCUIT_BREAKER_TIMEOUT": "1s", "OSTIARY_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "3"},
+    )
+    gateway, fake = site.gateway, site.fake
+    token = site.people["ada"]
+    short_lived = (
+        site.server.owner.post("/api/v2/tokens", json={"name": "short", "user": "ada", "lifetime": "12h"})
+        .raise_for_status()
+        .json()["token"]
+    )
+    assert [ask(gateway, one).status_code for one in (token, short_lived)] == [200, 200]
+
+    def served() -> bool:
+        return ask(gateway, token).status_code == 200
+
+    fake.script_key(PROVIDER_KEY, "status=429 retry-after=2", times=1)
+    assert ask(gateway, token).status_code == 429
+    clock.jump_to(jump)
+    assert ask(gateway, token).status_code == 429, "the key cools for two seconds"
+    eventually(served, within=10, what=gateway.tail)
+
+    in_a_moment = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    fake.script_key(PROVIDER_KEY, json.dumps({"status": 429, "retry-after": in_a_moment}), times=1)
+    assert ask(gateway, token).status_code == 429
+    assert ask(gateway, token).status_code == 429, "until the moment that the provider named"
+    eventually(served, within=10, what=gateway.tail)
+
+    assert [ask(gateway, token, "status=500").status_code for _ in range(3)] == [500] * 3
+    assert ask(gateway, token).status_code == 503, "the breaker is open"
+    clock.jump_to(0.0)
+    eventually(served, within=10, what=gateway.tail)
+
+    clock.jump_to(jump)
+    assert ask(gateway, short_lived).status_code == (401 if jump > 0 else 200)
+    clock.jump_to(0.0)
+    eventually(lambda: ask(gateway, short_lived).status_code == 200, within=10, what=gateway.tail)
+
+
+@pytest.mark.parametrize("jump", [HOUR / 2, -DAY], ids=["ahead", "back"])
+def test_a_gateway_whose_link_dies_in_an_outage_after_a_jump_serves_within_the_grace(
+    start_site: StartSite, clock: Clock, jump: float
+) -> None:
+    site = start_site(standalone=True, front=clock.variables)
+    with site.load(concurrency=10) as load:
+        load.progress(60)
+        eventually(lambda: (site.gateway.data_dir / "link" / "tokens").exists(), what="the cache is written")
+        site.server.kill()
+        clock.jump_to(jump)
+        site.kill_everything(site.gateway)
+        begun = len(load.calls)
+        load.progress(60)
+        assert not [call for call in load.calls[begun + 10 :] if not call.good], load.summary()
+        clock.jump_to(2 * HOUR)
+        load.progress(60)
+        assert not [call for call in load.calls[begun + 10 :] if not call.good], "its own clock says what the grace is"
+        site.gateway.kill()
+        site.gateway.start(ready=False)
+        eventually(lambda: load.calls[-1].status == 503, within=20, what=load.summary)
+        site.server.start()
+        site.await_link()
+        clock.jump_to(0.0)
+        load.progress(40)
+        assert load.calls[-1].good
+        load.finish()
+    assert {call.status for call in load.failures() if call.complete} == {503}
+    result = site.reconcile(load)
+    assert set(result.outcomes) <= {"completed", "interrupted"}
