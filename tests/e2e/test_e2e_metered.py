@@ -139,7 +139,7 @@ def test_a_transcription(client: openai.OpenAI, person: Person, model: str, stre
     answer = list(parsed)[-1] if stream else parsed
     assert answer.text == "These are the words of talk.wav."
     record = recorded(person, raw)
-    assert record["model"] == model
+    assert (record["model"], record["streaming"]) == (model, stream)
     usage = usage_of(record)
     if model == "whisper-1":
         assert usage["metadata"] == {"audio_ms": 10_000}

@@ -34,7 +34,7 @@ from ostiary.wire.formats import observer_for, read_body, read_request
 from ostiary.wire.include_usage import UsageChunkFilter, splice_include_usage
 from ostiary.wire.lenient import is_json
 from ostiary.wire.members import MemberScanner
-from ostiary.wire.metered import form_model
+from ostiary.wire.metered import form_facts
 
 from .http1_targets import addresses, chunks, request_head, request_stream, response_head, response_stream
 from .tearing import control, torn
@@ -166,9 +166,9 @@ def events(data: bytes) -> None:
 
 def forms(data: bytes) -> None:
     header, _, body = data.partition(b"\n")
-    model = form_model(body, header)
+    model = form_facts(body, header).model
     assert model is None or len(model) <= 4096
-    assert form_model(body, b"multipart/form-data; boundary=b") is None or b"--b" in body
+    assert form_facts(body, b"multipart/form-data; boundary=b").model is None or b"--b" in body
 
 
 CODINGS: Final = (b"gzip", b"deflate", b"br", b"zstd")

@@ -50,7 +50,8 @@ STREAM = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hell
 MESSAGES = b'{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hello"}]}'
 FORM_TYPE = 'multipart/form-data; boundary="xx"'
 FORM = (
-    b'--xx\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--xx\r\n' + b"s" * 3000 + b"\r\n--xx--\r\n"
+    b'--xx\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
+    b'--xx\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"s" * 3000 + b"\r\n--xx--\r\n"
 )
 
 
@@ -227,7 +228,9 @@ class Upstream:
             fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
             assert fields["host"] == self._host
             assert TOKEN.decode() not in head.decode()
-            key = fields.get("authorization", "").removeprefix("Bearer ") or fields["x-api-key"]
+            key = (
+                fields.get("authorization", "").removeprefix("Bearer ") or fields.get("x-api-key") or fields["api-key"]
+            )
             assert key in KEYS_OF[self._host], f"{key} was sent to {self._host}"
             self.case = int(fields["x-case"])
             self.pending = b""
@@ -395,15 +398,19 @@ class World:
     def step(self, name: str, which: int, much: int) -> None:
         getattr(self, "do_" + name)(which, much)
 
-    def do_ask(self, which: int, much: int) -> None:
+    def _client(self, which: int) -> Client:
+        """Another one where it has gone."""
         client = self.clients[which % 2]
         if client.transport.closing:
             self.clients[which % 2] = client = Client(self)
-        client.ask(much)
+        return client
+
+    def do_ask(self, which: int, much: int) -> None:
+        self._client(which).ask(much)
 
     def request(self, which: int, kind: Kind) -> None:
         """One of the script's own, sent whole."""
-        client = self.clients[which]
+        client = self._client(which)
         client.request(kind)
         if client.transport.bring(client.pending):
             client.pending = b""

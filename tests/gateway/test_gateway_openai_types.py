@@ -128,3 +128,20 @@ def test_a_version_is_named_once_unless_the_client_names_more(query, base):
 
     sent = built("azure", f"{AZURE}/openai{base}", "2024-10-21").upstream_query(query)
     assert versions(sent) == max(1, versions(query))
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        (b"/openai/deployments/gpt-mine/chat/completions", "gpt-mine"),
+        (b"/openai/deployments/gpt%20of%20mine/embeddings", "gpt of mine"),
+        (b"/openai/deployments/%c3%bc/chat/completions", "ü"),
+        (b"/openai/deployments/" + b"x" * 300 + b"/chat/completions", "x" * 256),
+        (b"/openai/v1/chat/completions", ""),
+        (b"/openai/models", ""),
+        (b"/v1/chat/completions", ""),
+    ],
+)
+def test_a_deployment_in_azures_path_is_the_model(path: bytes, model: str) -> None:
+    assert built("azure", AZURE).model_of(path) == model
+    assert built("openai").model_of(path) == ""

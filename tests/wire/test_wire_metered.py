@@ -15,7 +15,7 @@ from ostiary.wire.errors import classify, read_error
 from ostiary.wire.facts import RequestError, RequestFacts, ResponseFacts
 from ostiary.wire.formats import observer_for, read_body, read_request
 from ostiary.wire.members import MAX_STEPS, MAX_VALUE, MemberScanner
-from ostiary.wire.metered import MAX_FORM_START, form_model
+from ostiary.wire.metered import MAX_FORM_START, form_facts
 from ostiary.wire.observer import COMPACT_EVERY, MAX_HELD
 
 JSON = b"application/json"
@@ -87,14 +87,43 @@ TYPE = b"multipart/form-data; boundary=b0undary"
     ],
 )
 def test_the_model_of_a_form_is_the_part_of_that_name(body, content_type, model):
-    assert form_model(body, content_type) == model
+    assert form_facts(body, content_type).model == model
 
 
 def test_a_torn_form_gives_the_whole_model_or_none():
     body = form(FILE, ('name="model"', b"gpt-4o-transcribe"), ('name="stream"', b"true"))
-    seen = [form_model(body[:size], TYPE) for size in range(len(body) + 1)]
+    seen = [form_facts(body[:size], TYPE).model for size in range(len(body) + 1)]
     assert set(seen) == {None, "gpt-4o-transcribe"}
     assert seen == sorted(seen, key=lambda model: model is not None)
+
+
+MODEL = ('name="model"', b"m")
+
+
+@pytest.mark.parametrize(
+    ("parts", "stream", "file_begun"),
+    [
+        ((MODEL, ('name="stream"', b"true"), FILE), True, True),
+        ((FILE, ('name="stream"', b" True "), MODEL), True, True),
+        ((MODEL, ("name=stream", b"1")), True, False),
+        ((MODEL, ('name="stream"', b"false"), FILE), False, True),
+        ((MODEL, ('name="stream"', b"")), False, False),
+        ((MODEL, ('name="stream"', b"true"), ('name="stream"', b"false")), True, False),
+        ((MODEL, ('name="streams"', b"true")), None, False),
+        ((MODEL, ('name="stream"; filename="x"', b"true")), None, True),
+        ((MODEL, ('name="prompt"', b'Content-Disposition: form-data; name="a"; filename="b"')), None, False),
+    ],
+)
+def test_a_form_says_whether_a_stream_is_wanted_and_whether_a_file_has_begun(parts, stream, file_begun):
+    facts = form_facts(form(*parts), TYPE)
+    assert (facts.model, facts.stream, facts.file_begun) == ("m", stream, file_begun)
+
+
+def test_a_file_has_begun_with_its_head():
+    body = form(MODEL, FILE)
+    at = body.index(b"filename")
+    assert not form_facts(body[:at], TYPE).file_begun
+    assert form_facts(body[: at + 10], TYPE).file_begun
 
 
 HOSTILE = st.lists(
@@ -119,7 +148,7 @@ HOSTILE = st.lists(
 
 @given(HOSTILE, st.one_of(st.binary(max_size=40), HOSTILE).map(lambda rest: b"multipart/form-data; boundary=b" + rest))
 def test_no_form_raises(body, content_type):
-    model = form_model(body, content_type)
+    model = form_facts(body, content_type).model
     assert model is None or len(model) <= 256
 
 

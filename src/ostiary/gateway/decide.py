@@ -96,12 +96,14 @@ def identified(answer: Answer) -> Identity | Refusal:
 class Admission:
     """Where a path leads in one snapshot, with what is the same for every request to it."""
 
-    __slots__ = ("head_tail", "provider", "route", "upstream_path")
+    __slots__ = ("head_tail", "model", "provider", "route", "upstream_path")
 
     def __init__(self, provider: RuntimeProvider, route: Route, rest: bytes) -> None:
         self.provider = provider
         self.route = route
         self.upstream_path = provider.upstream_path(rest)
+        self.model = provider.model_of(rest)
+        """What the path itself names; empty for most."""
         self.head_tail = b" HTTP/1.1\r\n" + provider.host_line
         """Of the upstream request line, and the `Host` line."""
 
@@ -147,7 +149,8 @@ def check(facts: RequestFacts, route: Route) -> Refusal | None:
     if facts.background:
         return _BACKGROUND
     if not facts.model and not route.model_optional:
-        return Refusal(400, "no_model", f'{route.label} needs a "model" in the request body; name the model to use.')
+        wanted = f'{route.label} needs a "model" in the request body, a text; name the model to use.'
+        return Refusal(400, "no_model", wanted)
     return None
 
 

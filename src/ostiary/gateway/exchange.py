@@ -52,11 +52,13 @@ from .recording import (
     Ending,
     error_type_of,
     error_type_of_failure,
+    passed_through,
     start_record,
     upstream_failed,
 )
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target
+from .telemetry import Telemetry
 from .upload import Upload, is_form
 from .upstream_call import UpstreamCall
 
@@ -298,7 +300,7 @@ class Exchange:
         coding = fields.get(b"content-encoding")
         admission = self.admission
         adapter = admission.provider.adapter
-        prepared = None
+        prepared = refusal = None
         wire_format = self._format
         assert wire_format is not None
         try:
@@ -306,19 +308,31 @@ class Exchange:
                 plain = decode_body(coding, plain, worker.settings.body_max_bytes)
             facts = read_request(wire_format, plain, worker.settings.record_content)
             firewall = agent_firewall(fields)
-            if adapter is not None:
+            if not facts.model:
+                facts = self._named(facts)
+            refusal = decide.check(facts, admission.route)
+            if adapter is not None and refusal is None:
                 prepared = adapter.prepare(admission.route, self.head.query, fields, plain, facts)
                 facts = msgspec.structs.replace(facts, model=prepared.model)
         except (RequestError, CodingError, AgentFirewallError, AdapterError) as error:
             self._refuse(_bad_request(error))
             return
-        refusal = decide.check(facts, admission.route)
         if refusal is not None:
             self._refuse(refusal)
             return
         call = self._call_upstream(facts, firewall)
-        if call is not None:
-            call.start(self._edit(body, plain, facts, prepared), prepared)
+        if call is None:
+            return
+        sent = self._edit(body, plain, facts, prepared)
+        if coding is not None and not self._reserve(max(0, len(sent) - len(body))):
+            self.reject(_BODY_MEMORY)  # it is kept as it is sent, and that may be a thousand times what came
+            return
+        call.start(sent, prepared)
+
+    def _named(self, facts: RequestFacts) -> RequestFacts:
+        """With the model that the path names, where the body names none."""
+        model = self.admission.model
+        return facts if facts.model or not model else msgspec.structs.replace(facts, model=model)
 
     def _begin_upload(self, upload: Upload) -> None:
         self.stages["body"] = perf_counter_ns()
@@ -328,7 +342,7 @@ class Exchange:
         except AgentFirewallError as error:
             self._refuse(_bad_request(error))
             return
-        call = self._call_upstream(RequestFacts(upload.model), firewall)
+        call = self._call_upstream(self._named(RequestFacts(upload.model, upload.stream)), firewall)
         if call is not None:
             call.start(b"")
 
@@ -613,7 +627,10 @@ class Exchange:
         call = self._call
         record = self._record
         if record is None or call is None:
-            self._finish(upstream_failed(ending, own=self._own is not None, exhausted=False))
+            if call is not None and worker.telemetry is not None:
+                self._tell_of_passthrough(call, worker.telemetry)
+            exhausted = call is not None and call.exhausted
+            self._finish(upstream_failed(ending, own=self._own is not None, exhausted=exhausted))
             return
         ended_ns = self.stages["end"] = perf_counter_ns()
         try:
@@ -628,6 +645,28 @@ class Exchange:
         except Exception as error:  # noqa: BLE001
             worker.failures.log(error, self.id)
         self._finish(upstream_failed(ending, own=self._own is not None, exhausted=call.exhausted))
+
+    def _tell_of_passthrough(self, call: UpstreamCall, telemetry: Telemetry) -> None:
+        """There is no record of it, but it has spans."""
+        fields = self.head.fields
+        try:
+            self.stages["end"] = perf_counter_ns()
+            client = detect_client(fields)
+            start, end = passed_through(
+                self.id,
+                ((time_ns() - perf_counter_ns() + self.t0) // 1000, time_ns() // 1000),
+                self._identity,
+                self.admission,
+                ("centralized" if self._own is None else "byok", call.hint),
+                fields,
+                client=client,
+                session=session_id(client, fields, ""),
+                ending=self._ending,
+                trace=self._trace(call),
+            )
+            telemetry.ended(start, end, self.head, self.admission.provider)
+        except Exception as error:  # noqa: BLE001
+            self.worker.failures.log(error, self.id)
 
     def _facts(self, call: UpstreamCall) -> ResponseFacts | None:
         """What the answer has said, into the ending too."""

@@ -151,6 +151,49 @@ def start_record(
     )
 
 
+def passed_through(
+    request_id: str,
+    times_us: tuple[int, int],
+    identity: Identity,
+    admission: Admission,
+    credential: tuple[CredentialKind, str],
+    fields: dict[bytes, bytes],
+    *,
+    client: str,
+    session: str,
+    ending: Ending,
+    trace: Trace,
+) -> tuple[InterceptionStart, InterceptionEnd]:
+    """Of a request that is relayed without a record: what telemetry is told. `times_us`: when it began, and ended."""
+    provider = admission.provider
+    start = InterceptionStart(
+        request_id,
+        identity.owner_id,
+        identity.api_key_id,
+        provider.family,
+        provider.name,
+        "",
+        admission.route.label,
+        times_us[0],
+        route_kind="passthrough",
+        client=client,
+        user_agent=fields.get(b"user-agent", b"").decode("latin-1")[:512],
+        client_session_id=session,
+        credential_kind=credential[0],
+        credential_hint=credential[1],
+    )
+    end = InterceptionEnd(
+        request_id,
+        times_us[1],
+        ending.outcome,
+        status_code=ending.status,
+        error_type=ending.error_type,
+        error_message=clip(ending.error_message),
+        trace=trace,
+    )
+    return start, end
+
+
 def end_record(
     interception_id: str,
     now_us: int,

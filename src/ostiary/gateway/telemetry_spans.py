@@ -6,6 +6,8 @@ Rules
   semantic-conventions-genai, which renamed some attributes and replaced the metrics.
 - One server span for the request and below it one client span for each attempt at the upstream. What the answer said
   (usage, id, model) stands on the last attempt, which is the one that was answered.
+- A request that is relayed without a record has the same two kinds of spans, by the conventions of HTTP only, and no
+  measurements: it is no call of a model.
 - Content is there only when `content` says so and the record itself holds it; who asked only with `user`.
 - Attributes of metrics are bounded: their `model` is what the caller of `measurements` makes of it.
 """
@@ -177,11 +179,12 @@ def server_span(ended: Ended, *, user: bool) -> SpanData:
     attributes: Attributes = {
         "http.request.method": ended.method,
         "http.route": route,
-        "ostiary.interception.id": start.id,
         "ostiary.provider": start.provider_name,
         "ostiary.outcome": end.outcome,
         "ostiary.credential.kind": start.credential_kind,
     }
+    passed = start.route_kind == "passthrough"
+    attributes["ostiary.request.id" if passed else "ostiary.interception.id"] = start.id
     if end.status_code:
         attributes["http.response.status_code"] = end.status_code
     for name, text in (
@@ -237,8 +240,9 @@ def _attempt_span(
     answered: bool,
 ) -> SpanData:
     start = ended.start
-    operation = operation_of(start)
-    attributes = _common(ended, operation)
+    passed = start.route_kind == "passthrough"
+    operation = "" if passed else operation_of(start)
+    attributes = _http(ended) if passed else _common(ended, operation)
     if start.model:
         attributes["gen_ai.request.model"] = start.model
     if start.client_session_id:
@@ -260,8 +264,9 @@ def _attempt_span(
             attributes["gen_ai.response.time_to_first_chunk"] = waited
         if content:
             _add_content(attributes, ended)
+    name = f"{ended.method} {start.route}" if passed else operation
     return SpanData(
-        f"{operation} {start.model}" if start.model else operation,
+        f"{name} {start.model}" if start.model else name,
         "client",
         begin_us * 1000,
         end_us * 1000,
@@ -269,6 +274,15 @@ def _attempt_span(
         failed=bool(error),
         description=attempt.error,
     )
+
+
+def _http(ended: Ended) -> Attributes:
+    return {
+        "http.request.method": ended.method,
+        "url.template": ended.start.route,
+        "server.address": ended.server_address,
+        "server.port": ended.server_port,
+    }
 
 
 def _common(ended: Ended, operation: str) -> Attributes:
@@ -345,9 +359,9 @@ def _json(value: object) -> str:
 
 
 def measurements(ended: Ended, conventions: Conventions, model_label: Callable[[str], str]) -> list[Measurement]:
-    """What the metrics get of it: nothing when nothing went upstream. `model_label` bounds the names of models."""
+    """What the metrics get of it: nothing when no model was called. `model_label` bounds the names of models."""
     attempts = _attempts(ended)
-    if not attempts:
+    if not attempts or ended.start.route_kind == "passthrough":
         return []
     start, end = ended.start, ended.end
     operation = operation_of(start)

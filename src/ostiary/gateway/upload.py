@@ -1,15 +1,15 @@
 """A body in form encoding that is streamed to the upstream as it comes (design §5). Pure.
 
 Rules
-- The beginning is kept until the form's `model` has been seen, or `LOOK_MAX` bytes have come, or the end: then the record
-  starts, and with it the sending.
+- The beginning is kept until the form's `model` has been seen and either `stream` or a file, or `LOOK_MAX` bytes have come,
+  or the end: then the record starts, and with it the sending.
 - Payload goes on unchanged; its framing is as the client's, a length or chunks.
 """
 
 from typing import Final
 
 from ostiary.http1.head import CHUNKED, LENGTH, RequestHead
-from ostiary.wire.metered import form_model
+from ostiary.wire.metered import form_facts
 
 LOOK_MAX: Final = 64 * 1024
 
@@ -23,7 +23,18 @@ def is_form(fields: dict[bytes, bytes]) -> bool:
 class Upload:
     """`length` of the whole body; None: it comes in chunks."""
 
-    __slots__ = ("_beginning", "_chunked", "_content_type", "_look_at", "ended", "length", "model", "sent", "started")
+    __slots__ = (
+        "_beginning",
+        "_chunked",
+        "_content_type",
+        "_look_at",
+        "ended",
+        "length",
+        "model",
+        "sent",
+        "started",
+        "stream",
+    )
 
     def __init__(self, head: RequestHead) -> None:
         self._content_type = head.fields.get(b"content-type", b"")
@@ -32,6 +43,7 @@ class Upload:
         self._look_at = 0
         self.length = None if self._chunked else head.content_length if head.framing == LENGTH else 0
         self.model = ""
+        self.stream = False
         self.started = False
         """Its record and its sending have begun."""
         self.ended = False
@@ -46,10 +58,11 @@ class Upload:
         if self.started or (size < self._look_at and not last):
             return False
         self._look_at = min(2 * size, LOOK_MAX)  # not again for every few bytes
-        model = form_model(bytes(self._beginning[:LOOK_MAX]), self._content_type)
-        if model is not None:
-            self.model = model
-        return model is not None or last or size >= LOOK_MAX
+        facts = form_facts(bytes(self._beginning[:LOOK_MAX]), self._content_type)
+        self.model = facts.model or ""
+        self.stream = facts.stream is True
+        known = facts.model is not None and (facts.stream is not None or facts.file_begun)
+        return known or last or size >= LOOK_MAX
 
     def beginning(self) -> bytes:
         """What was kept, framed."""

@@ -19,7 +19,7 @@ from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
-from .request import Message, Part, Request, backwards, decode_request, joined_text, last_text
+from .request import Message, Part, Request, backwards, decode_object, joined_text, last_text
 from .usage import MessagesUsage
 
 _TOOLS: Final = frozenset(("tool_use", "server_tool_use", "mcp_tool_use"))
@@ -47,7 +47,7 @@ _request: Final = LenientDecoder(_MessagesRequest)
 
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
     """Raises `RequestError`."""
-    request = decode_request(_request, body)
+    request = decode_object(_request, body)
     last = next(backwards(request.messages), None)
     prompt = None
     correlating = ""

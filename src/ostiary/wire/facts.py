@@ -22,13 +22,14 @@ ThoughtSource = Literal["thinking", "reasoning_summary", "commentary"]
 
 
 class RequestError(ValueError):
-    """A request body that cannot be routed: not JSON, not an object, or without a model. Names the cause and the cure."""
+    """A request body that cannot be read: not JSON, or not an object. Names the cause and the cure."""
 
 
 class RequestFacts(Struct, frozen=True):
     """What a request says of itself."""
 
     model: str
+    """Empty where the body names none, or not by a text."""
     stream: bool = False
     """True only for JSON `true`."""
     prompt: str | None = None

@@ -3,8 +3,7 @@
 Source: platform.openai.com, "API reference".
 
 Rules
-- Of a request the model is read, and whether a stream is wanted; of a form only the part named `model`, when it stands near
-  its beginning.
+- Of a request the model is read, and whether a stream is wanted; of a form when they stand near its beginning.
 - An answer may hold megabytes (an image in base64, an array of vectors). It is read as it passes, and what is held of it
   stays below 64 KiB whatever it is.
 - Of an answer four members count: `id`, `model`, `usage`, `error`; of a stream those of its events, the last usage being the
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from . import openai_chat, sse
 from .content_coding import CodingError, Decoder
@@ -28,7 +28,7 @@ from .request import Request, decode_object
 from .usage import metered_usage
 
 MAX_FORM_START: Final = 64 * 1024
-"""Bytes of a form in which its model is looked for."""
+"""Bytes of a form that are looked at."""
 
 _MAX_MODEL: Final = 256
 _MAX_BOUNDARY: Final = 70  # RFC 2046 §5.1.1
@@ -47,29 +47,55 @@ def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:  # 
 # --- forms
 
 _BOUNDARY: Final = re.compile(rb'(?i)\bboundary=(?:"((?:[^"\\]|\\.)*)"|([^\s";,]+))')
-_MODEL_PART: Final = re.compile(
-    rb'(?i)(?:^|\n)content-disposition[ \t]*:[ \t]*form-data(?=[^\r\n]*;[ \t]*name="?model"?[ \t]*(?:;|\r|\n|$))'
-    rb"(?![^\r\n]*;[ \t]*filename)"
-)
+_PART: Final = rb"(?i)(?:^|\n)content-disposition[ \t]*:[ \t]*form-data"
+_FILE_PART: Final = re.compile(_PART + rb"[^\r\n]*;[ \t]*filename")
 
 
-def form_model(start: bytes, content_type: bytes) -> str | None:
-    """The `model` of a multipart form (RFC 7578), from the first bytes of its body; None when it has not been seen."""
+def _part_named(name: bytes) -> re.Pattern[bytes]:
+    named = rb'(?=[^\r\n]*;[ \t]*name="?' + name + rb'"?[ \t]*(?:;|\r|\n|$))'
+    return re.compile(_PART + named + rb"(?![^\r\n]*;[ \t]*filename)")
+
+
+_MODEL_PART: Final = _part_named(b"model")
+_STREAM_PART: Final = _part_named(b"stream")
+_TRUE: Final = frozenset((b"true", b"1"))
+
+
+class FormFacts(Struct, frozen=True):
+    """What the beginning of a form says; None: nothing yet."""
+
+    model: str | None = None
+    stream: bool | None = None
+    file_begun: bool = False
+    """A file has begun: what stands behind it may be far away."""
+
+
+def form_facts(start: bytes, content_type: bytes) -> FormFacts:
+    """`model` and `stream` of a multipart form (RFC 7578), from the first bytes of its body."""
     if content_type.partition(b";")[0].strip().lower() != b"multipart/form-data":
-        return None
+        return FormFacts()
     found = _BOUNDARY.search(content_type)
     if found is None:
-        return None
+        return FormFacts()
     boundary = found[2] or re.sub(rb"\\(.)", rb"\1", found[1] or b"")
     if not 0 < len(boundary) <= _MAX_BOUNDARY:
-        return None
+        return FormFacts()
     # Behind each delimiter: the rest of its line, the part's head, an empty line, its content.
     parts = (b"\r\n" + start[:MAX_FORM_START]).split(b"\r\n--" + boundary)
+    model = stream = None
+    file_begun = False
     for part in parts[1:-1]:
         head, blank, value = part.partition(b"\r\n\r\n")
-        if blank and _MODEL_PART.search(head) is not None:
-            return value.decode("utf-8", "replace").strip() if len(value) <= _MAX_MODEL else None
-    return None
+        if not blank:
+            continue
+        if model is None and len(value) <= _MAX_MODEL and _MODEL_PART.search(head) is not None:
+            model = value.decode("utf-8", "replace").strip()
+        elif stream is None and _STREAM_PART.search(head) is not None:
+            stream = value.strip().lower() in _TRUE
+        else:
+            file_begun = file_begun or _FILE_PART.search(head) is not None
+    under_way = parts[-1].partition(b"\r\n\r\n")[0] if len(parts) > 1 else b""
+    return FormFacts(model, stream, file_begun or _FILE_PART.search(under_way) is not None)
 
 
 # --- answers

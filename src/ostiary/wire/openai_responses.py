@@ -18,7 +18,7 @@ from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, event_starts, last_events, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
-from .request import Message, PartList, Request, backwards, decode_request, joined_text, message, texts
+from .request import Message, PartList, Request, backwards, decode_object, joined_text, message, texts
 from .usage import responses_usage
 
 _TERMINAL: Final = frozenset(
@@ -42,7 +42,7 @@ _request: Final = LenientDecoder(_ResponsesRequest)
 
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
     """Raises `RequestError`."""
-    request = decode_request(_request, body)
+    request = decode_object(_request, body)
     sent = request.input
     prompt = None
     correlating = ""

@@ -1,7 +1,8 @@
 """What the request readers share: one typed pass over the body, and the text of its last turn.
 
 Rules
-- A request is refused only when it cannot be routed: empty, not JSON, not an object, no string `model`.
+- A request is refused only when it cannot be read: empty, not JSON, not an object. Whether it may be without a string
+  `model`, which is empty then, others know.
 - Earlier turns are passed over undecoded: an agent's body holds its whole history, and only the end of it is new.
 """
 
@@ -54,14 +55,6 @@ _messages: Final = LenientDecoder(Message)
 _contents: Final = LenientDecoder(_Contents)
 
 _CURE: Final = 'send a JSON object with a "model"'
-
-
-def decode_request(decoder: LenientDecoder[R], body: bytes) -> R:
-    """The body in the decoder's struct, which has a `model`. Raises `RequestError`."""
-    request = decode_object(decoder, body)
-    if not request.model:
-        raise RequestError('the request body has no "model", or one that is not text; name the model to use')
-    return request
 
 
 def decode_object(decoder: LenientDecoder[R], body: bytes) -> R:

@@ -102,6 +102,10 @@ class RuntimeProvider:
         """The path at the upstream for the path `rest` behind our name."""
         return self.base_path + rest[len(self.strip) :]
 
+    def model_of(self, rest: bytes) -> str:  # noqa: ARG002 - of most kinds no path says it
+        """The model that the path `rest` behind our name is for, if it says so."""
+        return ""
+
     def upstream_query(self, query: bytes) -> bytes:
         """The query at the upstream: the base URL's own, if it has one, and the request's. Both with their `?`."""
         base_query = self.base_query

@@ -10,6 +10,7 @@ sends, and go to the resource's root as they are.
 
 import re
 from typing import Final
+from urllib.parse import unquote
 
 from ostiary.core.providers import OpenAISettings, ProviderSpec, ProviderType
 from ostiary.gateway.routes import Route, RouteTable
@@ -39,6 +40,8 @@ _SERVED: Final = (
     *passthrough("/v1/responses/*", "/v1/conversations", "/v1/conversations/*", "/v1/models", "/v1/models/*"),
 )
 _ROUTES: Final = RouteTable(*_SERVED)
+_DEPLOYMENT: Final = re.compile(rb"/openai/deployments/([^/]+)/")
+_NAME_MAX: Final = 256
 _AZURE_ROUTES: Final = RouteTable(*_SERVED, prefixes=re.compile(rb"/openai(?:/v1|/deployments/[^/]+)?(?=/)"))
 
 
@@ -64,6 +67,11 @@ class AzureProvider(RuntimeProvider):
         if rest.startswith(b"/openai/v1/"):
             return super().upstream_path(rest.removeprefix(b"/openai"))
         return self._root + rest if rest.startswith(b"/openai/") else super().upstream_path(rest)
+
+    def model_of(self, rest: bytes) -> str:
+        """A deployment: what it runs is not told, so it is known by its own name."""
+        found = _DEPLOYMENT.match(rest)
+        return unquote(found[1].decode("ascii"))[:_NAME_MAX] if found is not None else ""
 
     def upstream_query(self, query: bytes) -> bytes:
         """The base URL's query, the request's, and the configured version where neither of them names one."""
