@@ -354,7 +354,7 @@ def test_an_end_that_cannot_be_encoded_is_written_without_what_was_said(records:
         ending = Ending()
         ending.status = 200
         facts = ResponseFacts(output_text="\ud800")
-        record.end(2, ending, hint="h", facts=facts, trace=Trace(), seconds=1.0)
+        record.end(ending, hint="h", facts=facts, trace=Trace(), seconds=1.0)
 
     world = play(records, [ends], mistakes=1, record_content="full")
     ended = the_end(world)

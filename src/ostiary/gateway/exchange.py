@@ -650,11 +650,12 @@ class Exchange:
         """There is no record of it, but it has spans."""
         fields = self.head.fields
         try:
-            self.stages["end"] = perf_counter_ns()
+            ended_ns = self.stages["end"] = perf_counter_ns()
+            now_us = time_ns() // 1000
             client = detect_client(fields)
             start, end = passed_through(
                 self.id,
-                ((time_ns() - perf_counter_ns() + self.t0) // 1000, time_ns() // 1000),
+                (now_us - (ended_ns - self.t0) // 1000, now_us),
                 self._identity,
                 self.admission,
                 ("centralized" if self._own is None else "byok", call.hint),
