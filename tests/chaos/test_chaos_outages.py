@@ -15,7 +15,7 @@ from tests.support.load import BLOCKING, Load
 from tests.support.reconcile import metric
 from tests.support.server import Machine, eventually
 
-ROUNDS = 10 if LONG else 1
+ROUNDS = 4 if LONG else 1
 """How often every fault comes."""
 SECONDS = 35.0 if LONG else 7.0
 """That an outage lasts at most. A token serves for 5 s without asking, a watch is dead after 25 s of silence."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.server import Machine, Server, alive, descendants, eventually
+from tests.support.server import Machine, alive, descendants, eventually
 
 chaos = pytest.mark.skipif(not os.environ.get("CHAOS"), reason="long: set CHAOS=1")
 
@@ -39,10 +39,3 @@ def kill_everything(server: Machine) -> None:
             os.kill(pid, signal.SIGKILL)
     server.process.wait(10)
     eventually(lambda: not any(alive(pid) for pid in family), what="everything ended")
-
-
-def kill_and_await_successor(server: Server, kind: str) -> None:
-    """`kill -9` of the only child of a kind."""
-    (before,) = server.children(kind)
-    os.kill(before, signal.SIGKILL)
-    eventually(lambda: server.children(kind) not in ([], [before]), what=f"a new {kind}")
