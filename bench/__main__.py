@@ -24,6 +24,7 @@ from .table import rows
 
 _QUICK_LEAVES_OUT = ("workers", "soak", "gateways", "builds")
 _COMMANDS = ("main", "stages", "growth")
+_PARTS_OF: dict[str, tuple[str, ...]] = {"main": tuple(parts.PARTS), "growth": growth.NAMES, "stages": (), "all": ()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Asked:
 
 
 def main() -> int:
-    given = _parser().parse_args()
+    parser = _parser()
+    given = parser.parse_args()
+    unknown = set(given.only or ()) - set(_PARTS_OF[given.command])
+    if unknown:
+        parser.error(f"`{given.command}` has no part {', '.join(sorted(unknown))}")
     if nginx.binary() is None:
         print(nginx.INSTALL, file=sys.stderr)
         return 2
@@ -66,9 +71,18 @@ def main() -> int:
         with _folder() as folder:
             measured = build.chosen(folder, site=given.site, interpreted=given.interpreted)
             print(f"measuring ostiary {measured.describe()}", file=sys.stderr)
-            return max([_RUN[command](folder, measured, asked) for command in commands])
+            return max([_run(command, folder, measured, asked) for command in commands])
     except children.StartError as exc:
         print(exc, file=sys.stderr)
+        return 2
+
+
+def _run(command: str, folder: Path, measured: build.Build, asked: Asked) -> int:
+    """One command; of several, one that cannot start keeps no other from running."""
+    try:
+        return _RUN[command](folder, measured, asked)
+    except children.StartError as exc:
+        print(f"{command}: {exc}", file=sys.stderr)
         return 2
 
 
@@ -77,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", choices=[*_COMMANDS, "all"], default="main")
     parser.add_argument("--quick", action="store_true", help="about a minute; prints only")
     parser.add_argument("--short", action="store_true", help="all of it in short rounds; prints only")
-    names = [*parts.PARTS, *growth.NAMES]
-    parser.add_argument("--only", action="append", choices=names, metavar="PART", help=", ".join(names))
+    names = "; ".join(f"of {command}: {', '.join(known)}" for command, known in _PARTS_OF.items() if known)
+    parser.add_argument("--only", action="append", metavar="PART", help=names)
     parser.add_argument(
         "--with",
         dest="with_",
@@ -115,9 +129,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _main(folder: Path, measured: build.Build, asked: Asked) -> int:
-    chosen = [name for name in asked.only if name in parts.PARTS] or [
-        name for name in parts.PARTS if not (asked.quick and name in _QUICK_LEAVES_OUT)
-    ]
+    chosen = asked.only or [name for name in parts.PARTS if not (asked.quick and name in _QUICK_LEAVES_OUT)]
     started = time.monotonic()
     with parts.prepared(_below(folder, "main"), asked.plan, measured, gateways=asked.gateways) as bench:
         figures = parts.carry_out(bench, chosen)
@@ -138,7 +150,7 @@ def _stages(folder: Path, measured: build.Build, asked: Asked) -> int:
 
 def _growth(folder: Path, measured: build.Build, asked: Asked) -> int:
     started = time.monotonic()
-    chosen = [name for name in asked.only if name in growth.NAMES] or list(growth.NAMES)
+    chosen = asked.only or list(growth.NAMES)
     tables, absent = growth.measure(_below(folder, "growth"), measured, chosen, quick=asked.quick)
     return _tell("growth", tables, absent, _conditions(measured, asked, started), writes=asked.writes)
 

@@ -6,7 +6,7 @@ Rules
 - Every answer is checked: status 200, framing complete, the same number of body bytes as the first. Anything else is an
   error, and a round with errors is no result.
 - An order that `polls` has the loop never sleep, so that nobody pays for waking it (`bench.polling` says why).
-- `closed`: each connection sends the next request when the answer is in.
+- `closed`: each connection sends the next request when the answer is in; with a `count`, exactly so many are sent.
 - `turns`: requests start on a fixed schedule, at each target in turn, whatever the answers do; latency counts from the
   scheduled time (no coordinated omission). So all targets are measured in the same seconds.
 - `live`: streams that stay open until stdin ends; a line says when all have begun, and each line that comes in is answered
@@ -24,8 +24,9 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import cycle
 from typing import Any
 
 import uvloop
@@ -41,15 +42,11 @@ class BadAnswerError(Exception):
 
 
 class Client(asyncio.Protocol):
-    """One connection: `send()`, then `done(seconds)` when the answer is complete.
-
-    Of several `requests` each connection begins at another one and takes them in turn.
-    """
+    """One connection: `send()`, then `done(seconds)` when the answer is complete. `requests` are shared, and have no end."""
 
     def __init__(
         self,
-        requests: list[bytes],
-        first: int,
+        requests: Iterator[bytes],
         done: Callable[["Client", float], None],
         failed: Callable[[str], None],
     ) -> None:
@@ -57,7 +54,6 @@ class Client(asyncio.Protocol):
         self.began = False
         self.busy = False
         self._requests = requests
-        self._next = first % len(requests)
         self._done = done
         self._failed = failed
         self._started = 0.0
@@ -82,10 +78,7 @@ class Client(asyncio.Protocol):
         self._started = self._clock() if started is None else started
         self._head = b""
         self._size = 0
-        requests = self._requests
-        number = self._next
-        self._next = number + 1 if number + 1 < len(requests) else 0
-        self.transport.write(requests[number])
+        self.transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -160,7 +153,7 @@ class Run:
 
     def __init__(self, order: dict[str, Any], kind: type[Client] = Client) -> None:
         self.order = order
-        self.requests = _requests(order)
+        self.requests = cycle(_requests(order))
         self.latencies: list[float] = []
         self.errors: list[str] = []
         self.error_count = 0
@@ -180,15 +173,12 @@ class Run:
         host, port = self.order["address"]
         count = self.order["connections"]
 
-        async def one(number: int) -> Client:
-            first = number * len(self.requests) // count
-            _, client = await loop.create_connection(
-                lambda: self._kind(self.requests, first, done, self.failed), host, port
-            )
+        async def one() -> Client:
+            _, client = await loop.create_connection(lambda: self._kind(self.requests, done, self.failed), host, port)
             return client
 
         for start in range(0, count, 100):
-            self.clients += await asyncio.gather(*(one(at) for at in range(start, min(start + 100, count))))
+            self.clients += await asyncio.gather(*(one() for _ in range(start, min(start + 100, count))))
 
     def due(self, at: float) -> None:
         """A request is to be sent now."""
@@ -230,7 +220,7 @@ class Run:
 
 
 def _requests(order: dict[str, Any]) -> list[bytes]:
-    """The order's request; where it is to `vary`, one for each value in the place of the mark."""
+    """The order's request; where it is to `vary`, one for each value in the place of the mark. All take their turn."""
     text = order["request"]
     if "vary" not in order:
         return [text.encode("latin-1")]
@@ -242,12 +232,15 @@ async def closed(order: dict[str, Any]) -> dict[str, Any]:
     run = Run(order)
     record, clock = run.latencies.append, time.perf_counter
     limit = order.get("count") or math.inf
+    sent = order["connections"]
 
     def done(client: Client, seconds: float) -> None:
+        nonlocal sent
         record(seconds)
         if len(run.latencies) >= limit:
             finished.set()
-        if not run.stopping:
+        elif not run.stopping and sent < limit:
+            sent += 1
             client.send()
 
     finished = asyncio.Event()

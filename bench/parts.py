@@ -286,25 +286,32 @@ def gateways(bench: Bench) -> None:
             except UnavailableError as exc:
                 bench.note(f"  {name} is left out: {exc}")
                 bench.figures.left_out[name] = str(exc)
-        if others:
-            for target in others:
-                rounds.closed_round(target, works.CALLS, _WARM_SECONDS, bench.cores)
-            for work in (works.CALLS, works.CALLS_40K, works.CHAT_STREAM, works.ALONE):
-                bench.figures.gateways[work.title] = _beside(bench, work, others)
+        for work, seconds in (
+            (works.CALLS, _WARM_SECONDS),
+            (works.CALLS_40K, 1.0),
+            (works.CHAT_STREAM, 1.0),
+            (works.ALONE, 1.0),
+        ):
+            able = [target for target in others if _answers(bench, target, work, seconds)]
+            if able:
+                bench.figures.gateways[work.title] = _beside(bench, work, able)
+
+
+def _answers(bench: Bench, target: Target, work: Work, seconds: float) -> bool:
+    """Whether a gateway can do this work at all; its first calls are slower and do not count."""
+    try:
+        rounds.closed_round(target, work, seconds, bench.cores)
+    except rounds.RoundError as exc:
+        bench.figures.left_out[f"{target.name}: {work.title}"] = str(exc)
+        return False
+    return True
 
 
 def _beside(bench: Bench, work: Work, others: list[Target]) -> dict[str, Result]:
     """They are slow enough that a round needs a few seconds to count anything."""
     seconds = max(bench.plan.seconds, 3.0)
-    able = []
-    for target in others:
-        try:
-            rounds.closed_round(target, work, 1.0, bench.cores)
-            able.append(target)
-        except rounds.RoundError as exc:
-            bench.figures.left_out[f"{target.name}: {work.title}"] = str(exc)
     return rounds.interleaved(
-        [*bench.pair(), *able],
+        [*bench.pair(), *others],
         2,
         lambda target: rounds.closed_round(target, work, seconds, bench.cores),
         bench.note,
