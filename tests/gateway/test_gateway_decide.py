@@ -151,7 +151,7 @@ def test_an_ostiary_token_is_no_own_credential():
     credential = decide.own_credential(SNAPSHOT.providers["anthropic"], fields, misplaced)
     assert credential == decide.Credential("sk-o...0000")
     assert isinstance(
-        decide.own_credential(SNAPSHOT.providers["openai"], {b"api-key": b"ost_x"}, {b"api-key"}), Refusal
+        decide.own_credential(SNAPSHOT.providers["openai"], {b"api-key": b"ost_x"}, frozenset((b"api-key",))), Refusal
     )
 
 

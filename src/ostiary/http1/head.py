@@ -10,7 +10,6 @@ Rules
 - Field lines are kept as they came, so that an outgoing head can be joined from them.
 """
 
-import operator
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
@@ -191,47 +190,33 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
     return head
 
 
-class _Lines(dict[bytes, tuple[bytes, bytes]]):
-    """Field lines as (lower-cased name, value). Most lines of most heads are the same again and again, so they are kept.
-
-    Bounded, and credentials are not kept.
-    """
-
-    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        pair = (name, value.strip(b" \t"))
-        if len(line) <= _KEPT_LINE_MAX and name not in _CREDENTIALS:
-            if len(self) >= _KEPT_LINES:
-                self.clear()
-            self[line] = pair
-        return pair
+_known: Final[dict[bytes, tuple[bytes, bytes]]] = {}
+"""Field lines as (lower-cased name, value): most lines of most heads are the same again and again. Bounded; no credentials."""
 
 
-_taken_apart: Final = _Lines().__getitem__
-_first: Final = operator.itemgetter(0)
+def _take_apart(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    name = name.lower()
+    pair = (name, value.strip(b" \t"))
+    if len(line) <= _KEPT_LINE_MAX and name not in _CREDENTIALS:
+        if len(_known) >= _KEPT_LINES:
+            _known.clear()
+        _known[line] = pair
+    return pair
 
 
-def _joined(pairs: list[tuple[bytes, bytes]], single: frozenset[bytes]) -> dict[bytes, bytes]:
-    """Fields of which some came more than once."""
-    fields: dict[bytes, bytes] = {}
-    for name, value in pairs:
+def _read_fields(head: Head, single: frozenset[bytes]) -> None:
+    fields = head.fields
+    names = head.names
+    for line in head.lines:
+        name, value = _known.get(line) or _take_apart(line)
+        names.append(name)
         if name not in fields:
             fields[name] = value
         elif name in single:
             raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
         else:
             fields[name] = fields[name] + b", " + value
-    return fields
-
-
-def _read_fields(head: Head, single: frozenset[bytes]) -> None:
-    pairs = list(map(_taken_apart, head.lines))
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        fields = _joined(pairs, single)
-    head.fields = fields
-    head.names = list(map(_first, pairs))
     length = fields.get(b"content-length")
     if length is not None:
         if not length.isdigit() or len(length) > _DIGITS_MAX:

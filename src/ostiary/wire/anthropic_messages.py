@@ -12,14 +12,15 @@ Rules
 from itertools import pairwise
 from typing import Final
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
+from .anthropic_shapes import Answer, Block, Error, Event, MessagesRequest
 from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, provider_error
-from .lenient import NO_RAW, LenientDecoder, is_json, text_of
-from .request import Message, Part, Request, backwards, decode_object, joined_text, last_text
+from .lenient import LenientDecoder, is_json, text_of
+from .request import backwards, decode_object, joined_text, last_text
+from .request_shapes import Message, Part
 from .usage import MessagesUsage
 
 _TOOLS: Final = frozenset(("tool_use", "server_tool_use", "mcp_tool_use"))
@@ -32,17 +33,7 @@ _SMALL: Final = 2048
 
 # --- requests
 
-
-class _Metadata(Struct):
-    user_id: str | None = None
-
-
-class _MessagesRequest(Request):
-    messages: list[Raw] = msgspec.field(default_factory=list)
-    metadata: _Metadata | None = None
-
-
-_request: Final = LenientDecoder(_MessagesRequest)
+_request: Final = LenientDecoder(MessagesRequest)
 
 
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
@@ -82,50 +73,8 @@ def _new_results(messages: list[Raw]) -> tuple[str, ...]:
 
 # --- answers
 
-
-class _Block(Struct, gc=False):
-    type: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: Raw = NO_RAW
-    thinking: str | None = None
-    text: str | None = None
-
-
-class _Error(Struct):
-    type: str | None = None
-    message: str | None = None
-
-
-class _Answer(Struct):
-    type: str | None = None
-    id: str | None = None
-    model: str | None = None
-    stop_reason: str | None = None
-    usage: Raw = NO_RAW
-    content: list[_Block] | None = None
-    error: _Error | None = None
-
-
-class _Delta(Struct, gc=False):
-    partial_json: str | None = None
-    thinking: str | None = None
-    text: str | None = None
-    stop_reason: str | None = None
-
-
-class _Event(Struct, gc=False):
-    type: str | None = None
-    index: int | None = None
-    delta: _Delta | None = None
-    content_block: _Block | None = None
-    message: _Answer | None = None
-    usage: Raw = NO_RAW
-    error: _Error | None = None
-
-
-_answer: Final = LenientDecoder(_Answer)
-_events: Final = EventDecoder(_Event, b"\n\nevent: content_block_delta\ndata: ")
+_answer: Final = LenientDecoder(Answer)
+_events: Final = EventDecoder(Event, b"\n\nevent: content_block_delta\ndata: ")
 
 
 def read_body(body: bytes, content: Content = "prompts") -> ResponseFacts:
@@ -150,7 +99,7 @@ class _OpenBlock:
 
     __slots__ = ("ended", "id", "initial", "kind", "name", "over_budget", "parts")
 
-    def __init__(self, start: _Block) -> None:
+    def __init__(self, start: Block) -> None:
         self.kind = start.type or ""
         self.id = start.id or ""
         self.name = start.name or ""
@@ -186,7 +135,7 @@ class _Seen:
         self.complete = False
         self.problem = ""
 
-    def events(self, events: list[_Event | None]) -> None:
+    def events(self, events: list[Event | None]) -> None:
         blocks = self._by_index
         budget = self._budget
         full = self._content == "full"
@@ -210,7 +159,7 @@ class _Seen:
             else:
                 self._message_event(event)
 
-    def open(self, index: int | None, start: _Block) -> None:
+    def open(self, index: int | None, start: Block) -> None:
         if self._content == "none":
             return
         block = self._by_index[index] = _OpenBlock(start)
@@ -234,7 +183,7 @@ class _Seen:
             if block.kind != "text":
                 self.open_facts -= 1
 
-    def _message_event(self, event: _Event) -> None:
+    def _message_event(self, event: Event) -> None:
         if event.type == "message_start" and event.message is not None:
             self.message(event.message)
         elif event.type == "message_delta":
@@ -246,13 +195,13 @@ class _Seen:
         elif event.error is not None:
             self.fail(event.error)
 
-    def message(self, message: _Answer) -> None:
+    def message(self, message: Answer) -> None:
         self._id = message.id or ""
         self._model = message.model or ""
         self._stop_reason = message.stop_reason or ""
         self._usage.report(message.usage)
 
-    def fail(self, error: _Error) -> None:
+    def fail(self, error: Error) -> None:
         self._error = provider_error(error.type, error.message)
 
     def facts(self) -> ResponseFacts:

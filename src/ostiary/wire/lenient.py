@@ -50,7 +50,7 @@ class LenientDecoder(Generic[T]):
         return None if members is None else _fill(self._kind, members)
 
 
-def object_members(payload: bytes | Raw) -> dict[str, Raw] | None:
+def object_members(payload: JsonText) -> dict[str, Raw] | None:
     """The members of a JSON object, or None when it is none. Raises `NestingError`."""
     try:
         return _members.decode(payload)
@@ -66,7 +66,7 @@ def object_members(payload: bytes | Raw) -> dict[str, Raw] | None:
         return None
 
 
-def text_of(raw: Raw | bytes) -> str:
+def text_of(raw: JsonText) -> str:
     """JSON text as it stood."""
     return str(bytes(raw), "utf-8", "replace")
 

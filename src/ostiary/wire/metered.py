@@ -24,7 +24,8 @@ from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Usage, c
 from .lenient import LenientDecoder
 from .members import MemberScanner
 from .observer import Observer
-from .request import Request, decode_object
+from .request import decode_object
+from .request_shapes import Request
 from .usage import metered_usage
 
 MAX_FORM_START: Final = 64 * 1024

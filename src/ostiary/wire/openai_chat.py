@@ -9,17 +9,18 @@ Rules
 - A tool call is told by its index. Servers that send none, or always 0, are told by a new id that comes with a name.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from .budget import PROBLEM, Budget
+from .chat_shapes import ChatRequest, Chunk, Error, Message, StreamOptions, Tool
 from .events import DONE, EventDecoder, event_end, event_start, first_position, last_events, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .include_usage import UsageChunkFilter, splice_include_usage
 from .lenient import NO_RAW, LenientDecoder, is_json
-from .request import PartList, Request, backwards, decode_object, last_text, texts
+from .request import backwards, decode_object, last_text, texts
 from .usage import chat_usage
 
 __all__ = ["StreamReader", "UsageChunkFilter", "read_body", "read_request", "splice_include_usage"]
@@ -40,18 +41,8 @@ _USAGE_TOKENS: Final = (b'"usage":{', b'"usage": {')
 
 # --- requests
 
-
-class _ChatRequest(Request):
-    messages: list[Raw] = msgspec.field(default_factory=list)
-    stream_options: Raw = NO_RAW
-
-
-class _StreamOptions(Struct):
-    include_usage: Any = None  # JSON of any shape: only `true` counts
-
-
-_options: Final = LenientDecoder(_StreamOptions)
-_request: Final = LenientDecoder(_ChatRequest)
+_options: Final = LenientDecoder(StreamOptions)
+_request: Final = LenientDecoder(ChatRequest)
 
 
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
@@ -89,59 +80,8 @@ def _new_results(messages: list[Raw]) -> tuple[str, ...]:
 
 # --- answers
 
-
-class _Function(Struct, gc=False):
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-    """An object with servers that do not follow the format."""
-
-
-class _Custom(Struct, gc=False):
-    name: str | None = None
-    input: str | None = None
-
-
-class _Tool(Struct, gc=False):
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
-    custom: _Custom | None = None
-
-
-class _Message(Struct, gc=False):
-    content: PartList = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[_Tool] | None = None
-    function_call: _Function | None = None
-
-
-class _Choice(Struct, gc=False):
-    index: int | None = None
-    delta: _Message | None = None
-    message: _Message | None = None
-    finish_reason: str | None = None
-
-
-class _Error(Struct, gc=False):
-    type: str | None = None
-    message: str | None = None
-    code: str | int | None = None
-
-
-class _Chunk(Struct, gc=False):
-    """A chunk, or a whole completion."""
-
-    id: str | None = None
-    model: str | None = None
-    service_tier: str | None = None
-    choices: list[_Choice] | None = None
-    usage: Raw = NO_RAW
-    error: _Error | str | None = None
-
-
-_completion: Final = LenientDecoder(_Chunk)
-_events: Final = EventDecoder(_Chunk, b"\n\ndata: ")
+_completion: Final = LenientDecoder(Chunk)
+_events: Final = EventDecoder(Chunk, b"\n\ndata: ")
 
 
 def read_body(body: bytes, content: Content = "prompts") -> ResponseFacts:
@@ -218,7 +158,7 @@ class _Seen:
         self._error: ProviderError | None = None
         self.problem = ""
 
-    def chunk(self, chunk: _Chunk) -> None:
+    def chunk(self, chunk: Chunk) -> None:
         if not (self._id and self._model):
             self._id = self._id or chunk.id or ""
             self._model = self._model or chunk.model or ""
@@ -242,17 +182,17 @@ class _Seen:
             if message is not None and self._content != "none":
                 self._message(seen, message)
 
-    def _message(self, seen: _OpenChoice, message: _Message) -> None:
+    def _message(self, seen: _OpenChoice, message: Message) -> None:
         for tool in message.tool_calls or ():
             self._tool(seen, tool)
         if reasoning := message.reasoning_content or message.reasoning:
             self._keep(seen.reasoning, reasoning)
         if message.function_call is not None:
-            self._tool(seen, _Tool(index=0, function=message.function_call))
+            self._tool(seen, Tool(index=0, function=message.function_call))
         if self._content == "full" and (text := "".join(texts(message.content, "text"))):
             self._keep(seen.text, text)
 
-    def _tool(self, seen: _OpenChoice, tool: _Tool) -> None:
+    def _tool(self, seen: _OpenChoice, tool: Tool) -> None:
         function, custom = tool.function, tool.custom
         if function is not None:
             name, sent = function.name, function.arguments
@@ -302,7 +242,7 @@ class _Seen:
 _NULL: Final = Raw(b"null")
 
 
-def _provider_error(error: _Error | str) -> ProviderError:
+def _provider_error(error: Error | str) -> ProviderError:
     if isinstance(error, str):
         return provider_error(None, error)
     return provider_error(error.type, error.message, error.code)

@@ -9,16 +9,18 @@ Rules
 - Thoughts are reasoning summaries, reasoning text where it is shown, and assistant messages of phase `commentary`.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, event_starts, last_events, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
-from .request import Message, PartList, Request, backwards, decode_object, joined_text, message, texts
+from .request import backwards, decode_object, joined_text, message, texts
+from .request_shapes import Message
+from .responses_shapes import Error, Event, Item, Response, ResponsesRequest
 from .usage import responses_usage
 
 _TERMINAL: Final = frozenset(
@@ -31,13 +33,7 @@ _TAIL_EVENTS: Final = 3
 
 # --- requests
 
-
-class _ResponsesRequest(Request):
-    input: str | list[Raw] | None = None
-    background: Any = False  # JSON of any shape: only `true` counts
-
-
-_request: Final = LenientDecoder(_ResponsesRequest)
+_request: Final = LenientDecoder(ResponsesRequest)
 
 
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
@@ -80,75 +76,9 @@ def _new_results(items: list[Raw]) -> tuple[str, ...]:
 
 # --- answers
 
-
-class _Text(Struct, gc=False):
-    type: str | None = None
-    text: str | None = None
-
-
-class _Item(Struct, gc=False):
-    type: str | None = None
-    id: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    status: str | None = None
-    phase: str | None = None
-    arguments: Raw = NO_RAW
-    input: Raw = NO_RAW
-    code: Raw = NO_RAW
-    action: Raw = NO_RAW
-    actions: Raw = NO_RAW
-    operation: Raw = NO_RAW
-    queries: Raw = NO_RAW
-    summary: list[_Text] | None = None
-    content: PartList = None
-
-    @property
-    def is_call(self) -> bool:
-        return (self.type or "").endswith("_call")
-
-
-class _Error(Struct, gc=False):
-    type: str | None = None
-    code: str | int | None = None
-    message: str | None = None
-
-
-class _Incomplete(Struct, gc=False):
-    reason: str | None = None
-
-
-class _Response(Struct, gc=False):
-    """A `response` object, or the body of an error."""
-
-    id: str | None = None
-    model: str | None = None
-    status: str | None = None
-    service_tier: str | None = None
-    usage: Raw = NO_RAW
-    output: Raw = NO_RAW
-    error: _Error | str | None = None
-    incomplete_details: _Incomplete | None = None
-
-
-class _Event(Struct, gc=False):
-    type: str | None = None
-    response: _Response | None = None
-    item: _Item | None = None
-    output_index: int | None = None
-    item_id: str | None = None
-    summary_index: int | None = None
-    delta: str | None = None
-    arguments: str | None = None
-    input: str | None = None
-    code: str | int | None = None
-    message: str | None = None
-    error: _Error | str | None = None
-
-
-_response: Final = LenientDecoder(_Response)
-_item: Final = LenientDecoder(_Item)
-_events: Final = EventDecoder(_Event, b"\n\nevent: response.function_call_arguments.delta\ndata: ")
+_response: Final = LenientDecoder(Response)
+_item: Final = LenientDecoder(Item)
+_events: Final = EventDecoder(Event, b"\n\nevent: response.function_call_arguments.delta\ndata: ")
 
 _INPUTS: Final = ("arguments", "input", "code", "action", "actions", "operation", "queries")
 """Where a call's input stands, by kind of call."""
@@ -169,7 +99,7 @@ class _OpenItem:
 
     __slots__ = ("ended", "item", "over_budget", "parts", "summaries", "whole_input")
 
-    def __init__(self, item: _Item) -> None:
+    def __init__(self, item: Item) -> None:
         self.item = item
         self.ended = False
         self.parts: list[str] = []
@@ -178,7 +108,7 @@ class _OpenItem:
         self.whole_input = ""
         self.over_budget = False
 
-    def close(self, item: _Item) -> None:
+    def close(self, item: Item) -> None:
         self.item = item
         self.ended = True
         self.parts = []
@@ -246,7 +176,7 @@ class _Seen:
         self.problem = ""
         self.ended = False
 
-    def event(self, event: _Event) -> None:
+    def event(self, event: Event) -> None:
         """Anything but a delta."""
         kind = event.type or ""
         if event.item is not None:
@@ -255,9 +185,9 @@ class _Seen:
         elif event.response is not None:
             self.response(event.response, terminal=kind in _TERMINAL)
         elif kind == "error" or event.error is not None:
-            self._take_error(event.error or _Error(None, event.code, event.message))
+            self._take_error(event.error or Error(None, event.code, event.message))
 
-    def response(self, response: _Response, *, terminal: bool) -> None:
+    def response(self, response: Response, *, terminal: bool) -> None:
         if terminal or not (self.id and self.model):
             self.id = response.id or self.id
             self.model = response.model or self.model
@@ -285,7 +215,7 @@ class _Seen:
             if (known is None or not known.ended) and (item := _item.decode(bytes(raw))) is not None:
                 self._take_item(index, item, ended=True)
 
-    def _take_item(self, index: int | None, item: _Item, *, ended: bool) -> None:
+    def _take_item(self, index: int | None, item: Item, *, ended: bool) -> None:
         key = index if index is not None else item.id or len(self.items)
         held = self.items.get(key)
         if held is None:
@@ -295,16 +225,16 @@ class _Seen:
         if ended:
             held.close(self._within_budget(held, item))
 
-    def _within_budget(self, held: _OpenItem, item: _Item) -> _Item:
+    def _within_budget(self, held: _OpenItem, item: Item) -> Item:
         size = sum(len(memoryview(getattr(item, name))) for name in _INPUTS)
         size += sum(len(part.text or "") for part in item.summary or ())
         size += sum(map(len, texts(item.content, "output_text", "reasoning_text", "text")))
         if self._budget.text(size):
             return item
         held.over_budget = True
-        return _Item(item.type, item.id, item.call_id, item.name, item.status)
+        return Item(item.type, item.id, item.call_id, item.name, item.status)
 
-    def _take_error(self, error: _Error | str) -> None:
+    def _take_error(self, error: Error | str) -> None:
         if isinstance(error, str):
             self._error = provider_error(None, error)
         else:
@@ -315,12 +245,12 @@ class _Seen:
         """Keys of the items whose deltas are facts."""
         return [key for key, held in self.items.items() if not held.ended and self._wants_deltas(held.item)]
 
-    def _wants_deltas(self, item: _Item) -> bool:
+    def _wants_deltas(self, item: Item) -> bool:
         if item.type == "message":
             return self._content == "full" or item.phase == "commentary"
         return item.is_call or item.type == "reasoning"
 
-    def delta(self, event: _Event) -> None:
+    def delta(self, event: Event) -> None:
         """Of an item that may still be open."""
         key = event.output_index if event.output_index is not None else event.item_id or ""
         held = self.items.get(key)

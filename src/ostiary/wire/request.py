@@ -7,52 +7,18 @@ Rules
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from .facts import RequestError
-from .lenient import NO_RAW, LenientDecoder, NestingError
-
-
-class Part(Struct):
-    """An element of a message's content, or of a tool result's."""
-
-    type: str | None = None
-    text: str | None = None
-    tool_use_id: str | None = None
-    content: Raw = NO_RAW
-
-
-PartList = str | list[Part] | None
-
-
-class Message(Struct):
-    """A message of any format, or an input item of a Responses request."""
-
-    role: str | None = None
-    type: str | None = None
-    content: PartList = None
-    tool_call_id: str | None = None
-    call_id: str | None = None
-    output: Raw = NO_RAW
-
-
-class _Contents(Struct):
-    content: PartList = None
-
-
-class Request(Struct):
-    """What every format has."""
-
-    model: str = ""
-    stream: Any = False  # JSON of any shape: only `true` counts
-
+from .lenient import JsonText, LenientDecoder, NestingError
+from .request_shapes import Contents, Message, PartList, Request
 
 R = TypeVar("R", bound=Request)
 
 _messages: Final = LenientDecoder(Message)
-_contents: Final = LenientDecoder(_Contents)
+_contents: Final = LenientDecoder(Contents)
 
 _CURE: Final = 'send a JSON object with a "model"'
 
@@ -72,7 +38,7 @@ def decode_object(decoder: LenientDecoder[R], body: bytes) -> R:
     return request
 
 
-def message(raw: Raw | bytes) -> Message | None:
+def message(raw: JsonText) -> Message | None:
     """One message, or None when it is not an object."""
     try:
         return _messages.decode(bytes(raw))

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 
 from ostiary.core.records import MAX_TOKENS
 
 from .facts import Usage
 from .lenient import JsonText, object_members, text_of
+from .usage_shapes import Plain
 
 _Object = Mapping[str, Any]  # JSON of any shape
 
@@ -130,24 +130,7 @@ def metered_usage(raw: JsonText) -> Usage | None:
     return numbers.usage(total, output, cache_read, 0, text_of(raw))
 
 
-class _CacheCreation(Struct, gc=False):
-    ephemeral_5m_input_tokens: int | None = None
-    ephemeral_1h_input_tokens: int | None = None
-
-
-class _Plain(Struct, gc=False, forbid_unknown_fields=True):
-    """A `usage` object as nearly all of them are: numbers of the usual names, and nothing else that counts."""
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_creation: _CacheCreation | None = None
-    service_tier: str | None = None
-    inference_geo: str | None = None
-
-
-_plain: Final = msgspec.json.Decoder(_Plain)
+_plain: Final = msgspec.json.Decoder(Plain)
 
 
 class MessagesUsage:
