@@ -65,7 +65,7 @@ class UpstreamCall:
     """No key is left to try: what the provider says then is said of all."""
     hint: str = ""
     key: RuntimeKey | None = None
-    observer: Observer | None = None
+    observer: Observer | None
     passed_over: tuple[tuple[str, str], ...] = ()
     replayable: bool = True
     """The body is kept and can be sent again."""
@@ -112,6 +112,7 @@ class UpstreamCall:
         self._model = model if len(model) <= _MODEL_MAX else model[:_MODEL_MAX]
         self._session = session
         self._tried = _NOTHING
+        self.observer = None  # not a default of the class: mypyc forgets those of a protocol's type
 
     # --- with which credential
 
