@@ -29,9 +29,9 @@ import uvloop
 
 from tests.chaos.harness import Site
 from tests.support.load import MIXED, RESPONSES, Call, Kind
-from tests.support.reconcile import Reconciled
+from tests.support.reconcile import Reconciled, metric
 from tests.support.reconcile import reconcile as reconciled
-from tests.support.server import OWNER_TOKEN, Machine
+from tests.support.server import OWNER_TOKEN, Machine, eventually
 
 T = TypeVar("T")
 
@@ -47,14 +47,16 @@ def allow_many_files() -> int:
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
-def request(kind: Kind, mark: str, control: str = "", *, token: str = OWNER_TOKEN, **more: Any) -> tuple[bytes, bytes]:
-    """Head and body of a call that carries a mark; `more` are members of the body."""
+def request(
+    kind: Kind, mark: str, control: str = "", *, token: str = OWNER_TOKEN, fields: str = "", **more: Any
+) -> tuple[bytes, bytes]:
+    """Head and body of a call that carries a mark; `fields` are lines of the head, `more` members of the body."""
     text = f"fake-mark:{mark} once more"
-    said = {"input": text} if kind is RESPONSES else {"messages": [{"role": "user", "content": text}]}
+    said = {"input": text} if kind.path == RESPONSES.path else {"messages": [{"role": "user", "content": text}]}
     body = json.dumps(kind.body | said | more).encode()
     head = (
         f"POST {kind.path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\nX-Fake: {control}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"{fields}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode(), body
 
@@ -132,9 +134,17 @@ class Crowd:
 
     def __exit__(self, *_failure: object) -> None:
         self.each(self._peers, Peer.close)
+        self.run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """What was begun and is not over ends too."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def run(self, play: Coroutine[Any, Any, T], *, within: float = 120.0) -> T:
         """What a coroutine gives that runs on the crowd's loop."""
@@ -207,6 +217,13 @@ class SlowConnection:
             return await asyncio.get_running_loop().sock_recv(self._socket, most)
         except ConnectionError:
             return b""
+
+    async def take_all(self, piece: int = 1024 * 1024) -> bytes:
+        """Everything until the end, by `piece` bytes at most."""
+        parts = []
+        while data := await self.take(piece):
+            parts.append(data)
+        return b"".join(parts)
 
     def reset_when_closed(self) -> None:
         _reset_when_closed(self._socket)
@@ -287,3 +304,11 @@ def usage(machine: Machine) -> Usage:
         times = (proc / "stat").read_text().rpartition(")")[2].split()[11:13]
         processor += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
     return Usage(memory, descriptors, processor)
+
+
+def await_quiet(site: Site, descriptors: int) -> None:
+    """Nothing is under way, and all that the crowd had is given back, but for connections to the provider."""
+    eventually(lambda: metric(site.front, "ostiary_interceptions_inflight") == 0)
+    eventually(lambda: metric(site.front, "ostiary_client_connections") <= 1, what="connections are closed")
+    spare = metric(site.front, "ostiary_upstream_idle_connections")
+    eventually(lambda: usage(site.front).descriptors <= descriptors + spare + 2, what="descriptors are given back")

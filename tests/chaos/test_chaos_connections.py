@@ -15,6 +15,7 @@ from tests.chaos.network import (
     Crowd,
     Peer,
     allow_many_files,
+    await_quiet,
     check_untouched,
     reconcile,
     request,
@@ -38,14 +39,6 @@ def await_all(peers: Sequence[Peer], what: Callable[[Peer], object], *, within: 
         return str(Counter((peer.status, peer.end, peer.received[:200]) for peer in peers if not what(peer)))
 
     eventually(lambda: all(what(peer) for peer in peers), within=within, what=left)
-
-
-def await_quiet(site: Site, descriptors: int) -> None:
-    """Nothing is under way, and all that the crowd had is given back, but for connections to the provider."""
-    eventually(lambda: metric(site.front, "ostiary_interceptions_inflight") == 0)
-    eventually(lambda: metric(site.front, "ostiary_client_connections") <= 1, what="connections are closed")
-    spare = metric(site.front, "ostiary_upstream_idle_connections")
-    eventually(lambda: usage(site.front).descriptors <= descriptors + spare + 2, what="descriptors are given back")
 
 
 # --- idle ones

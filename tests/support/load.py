@@ -271,7 +271,7 @@ class Load:
 
     def _request(self, kind: Kind, mark: str, token: str, output_tokens: int) -> bytes:
         text = self._content(mark)
-        said = {"input": text} if kind is RESPONSES else {"messages": [{"role": "user", "content": text}]}
+        said = {"input": text} if kind.path == RESPONSES.path else {"messages": [{"role": "user", "content": text}]}
         body = json.dumps(kind.body | said).encode()
         head = (
             f"POST {kind.path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n"
