@@ -568,11 +568,30 @@ def test_an_error_of_the_only_key_comes_through_whatever_its_framing(
         assert person.call(CHAT.path(name), CHAT.body()).status == (429 if status.startswith(b"429") else 502)
 
 
-def test_a_slow_error_is_not_waited_for_to_its_end(person: Person, upstream: RawUpstream) -> None:
-    """After five seconds what has come goes out, and the rest as it comes; two keys or not."""
+def test_a_slow_error_gives_way_to_the_next_key(person: Person, upstream: RawUpstream) -> None:
+    """After five seconds what has come of it has to do."""
     keys = [f"sk-{uuid.uuid4().hex}" for _ in range(2)]
     with (
         person.server.provider("openai", f"{upstream.url}/v1", *keys) as name,
+        person.connect() as connection,
+    ):
+        connection.request("POST", DATA_PLANE + CHAT.path(name), person.bearer, CHAT.body())
+        with upstream.request() as slow:
+            slow.send(raw("429 Slow", LIMITED)[:-30])
+            begin = time.monotonic()
+            with upstream.request() as second:
+                assert 4 < time.monotonic() - begin < 9
+                assert keys[1].encode() in second.raw
+                assert slow.seconds_until_gone() < 5, "its rest is not waited for"
+                second.answer()
+            answer = connection.answer()
+    assert answer.status == 200
+
+
+def test_a_slow_error_of_the_only_key_is_not_waited_for_to_its_end(person: Person, upstream: RawUpstream) -> None:
+    """After five seconds what has come goes out, and the rest as it comes."""
+    with (
+        person.server.provider("openai", f"{upstream.url}/v1", f"sk-{uuid.uuid4().hex}") as name,
         person.connect() as connection,
     ):
         connection.request("POST", DATA_PLANE + CHAT.path(name), person.bearer, CHAT.body())

@@ -220,3 +220,10 @@ def test_a_compressed_body_that_is_sent_plain_takes_the_memory_of_what_is_kept(r
     (client,) = {*world.clients_of.values()}
     assert client.out.startswith(b"HTTP/1.1 503")
     assert not world.sent
+
+
+@pytest.mark.parametrize("size", [256, 257, 1_000_000])
+def test_no_more_of_a_models_name_is_kept_than_an_index_takes(records: Records, size: int) -> None:
+    body = b'{"model":"' + b"x" * size + b'","messages":[]}'
+    world = play(records, [lambda world: world.request(0, ("POST", "/openai/v1/chat/completions", "", body))])
+    assert [start.model for start in starts(world)] == ["x" * 256]

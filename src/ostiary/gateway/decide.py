@@ -149,8 +149,8 @@ def check(facts: RequestFacts, route: Route) -> Refusal | None:
     if facts.background:
         return _BACKGROUND
     if not facts.model and not route.model_optional:
-        wanted = f'{route.label} needs a "model" in the request body, a text; name the model to use.'
-        return Refusal(400, "no_model", wanted)
+        wanted = f'The request body of {route.label} has no "model", or one that is not text; name the model to use.'
+        return Refusal(400, "bad_request", wanted)
     return None
 
 

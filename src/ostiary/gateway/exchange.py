@@ -75,6 +75,9 @@ _LARGE_BODY: Final = 4 * 1024 * 1024
 """Bodies from here on are checked one at a time (design §6)."""
 
 
+_MODEL_MAX: Final = 256
+"""Characters of a model's name by which records, breakers and pools know it: a longer one is too much for an index."""
+
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 _BODILESS: Final = frozenset((204, 304))
 _LOST: Final = Trace(notes=["what the answer said was lost to an internal error of the gateway"])
@@ -308,12 +311,12 @@ class Exchange:
                 plain = decode_body(coding, plain, worker.settings.body_max_bytes)
             facts = read_request(wire_format, plain, worker.settings.record_content)
             firewall = agent_firewall(fields)
-            if not facts.model:
+            if not 0 < len(facts.model) <= _MODEL_MAX:
                 facts = self._named(facts)
             refusal = decide.check(facts, admission.route)
             if adapter is not None and refusal is None:
                 prepared = adapter.prepare(admission.route, self.head.query, fields, plain, facts)
-                facts = msgspec.structs.replace(facts, model=prepared.model)
+                facts = msgspec.structs.replace(facts, model=prepared.model[:_MODEL_MAX])
         except (RequestError, CodingError, AgentFirewallError, AdapterError) as error:
             self._refuse(_bad_request(error))
             return
@@ -330,9 +333,9 @@ class Exchange:
         call.start(sent, prepared)
 
     def _named(self, facts: RequestFacts) -> RequestFacts:
-        """With the model that the path names, where the body names none."""
-        model = self.admission.model
-        return facts if facts.model or not model else msgspec.structs.replace(facts, model=model)
+        """With the model that the path names, where the body names none; and no more of a name than is kept."""
+        model = facts.model[:_MODEL_MAX] or self.admission.model
+        return msgspec.structs.replace(facts, model=model)
 
     def _begin_upload(self, upload: Upload) -> None:
         self.stages["body"] = perf_counter_ns()

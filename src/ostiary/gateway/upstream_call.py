@@ -48,8 +48,6 @@ _RELAY: Final = 5
 _DONE: Final = 6
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
-_MODEL_MAX: Final = 256
-"""Characters of a model's name by which breaker and pool know it."""
 _ABOUT_THE_PERSON: Final = frozenset((401, 403, 429))
 """What these statuses say when the credential was the person's own."""
 
@@ -109,7 +107,7 @@ class UpstreamCall:
         self._worker = exchange.worker
         self._provider = exchange.admission.provider
         self._own = own
-        self._model = model if len(model) <= _MODEL_MAX else model[:_MODEL_MAX]
+        self._model = model
         self._session = session
         self._tried = _NOTHING
         self.observer = None  # not a default of the class: mypyc forgets those of a protocol's type
