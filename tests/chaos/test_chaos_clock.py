@@ -98,69 +98,63 @@ def test_clocks_jump_under_load_and_processes_die(
         say(f"clocks, seed {chance.seed_number}: {load.summary()}; {result}; {'; '.join(story)}")
 
 
-@pytest.mark.parametrize("jump", [DAY, -DAY], ids=["ahead", "back"])
-def test_what_waits_for_a_time_waits_no_longer_when_the_clock_jumps(
-    start_site: StartSite, clock: Clock, jump: float
-) -> None:
+def test_what_waits_for_a_time_waits_no_longer_when_the_clock_jumps(start_site: StartSite, clock: Clock) -> None:
     """Cooling keys, an open breaker, dates that a provider names, and a token's own end, on a gateway whose clock is wrong."""
+    breaker = {"TIMEOUT": "2s", "FAILURE_THRESHOLD": "3", "MAX_REQUESTS": "1"}
     site = start_site(
         standalone=True,
         workers=1,
-        front=clock.variables
-        | {"OSTIARY_CIRCUIT_BREAKER_TIMEOUT": "1s", "OSTIARY_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "3"},
+        front=clock.variables | {f"OSTIARY_CIRCUIT_BREAKER_{name}": value for name, value in breaker.items()},
     )
     gateway, fake = site.gateway, site.fake
     token = site.people["ada"]
-    short_lived = (
-        site.server.owner.post("/api/v2/tokens", json={"name": "short", "user": "ada", "lifetime": "12h"})
-        .raise_for_status()
-        .json()["token"]
-    )
+    made = site.server.owner.post("/api/v2/tokens", json={"name": "short", "user": "ada", "lifetime": "12h"})
+    short_lived = made.raise_for_status().json()["token"]
     assert [ask(gateway, one).status_code for one in (token, short_lived)] == [200, 200]
 
-    def served() -> bool:
-        return ask(gateway, token).status_code == 200
+    def served(by: str = token) -> bool:
+        return ask(gateway, by).status_code == 200
 
-    fake.script_key(PROVIDER_KEY, "status=429 retry-after=2", times=1)
-    assert ask(gateway, token).status_code == 429
-    clock.jump_to(jump)
-    assert ask(gateway, token).status_code == 429, "the key cools for two seconds"
-    eventually(served, within=10, what=gateway.tail)
+    for jump in (DAY, -DAY):
+        fake.script_key(PROVIDER_KEY, "status=429 retry-after=3", times=1)
+        assert ask(gateway, token).status_code == 429
+        clock.jump_to(jump)
+        assert ask(gateway, token).status_code == 429, "the key cools for three seconds"
+        eventually(served, within=20, what=gateway.tail)
 
-    in_a_moment = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
-    fake.script_key(PROVIDER_KEY, json.dumps({"status": 429, "retry-after": in_a_moment}), times=1)
-    assert ask(gateway, token).status_code == 429
-    assert ask(gateway, token).status_code == 429, "until the moment that the provider named"
-    eventually(served, within=10, what=gateway.tail)
+        in_a_moment = format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True)
+        fake.script_key(PROVIDER_KEY, json.dumps({"status": 429, "retry-after": in_a_moment}), times=1)
+        assert [ask(gateway, token).status_code for _ in range(2)] == [429, 429], "until the moment that was named"
+        eventually(served, within=20, what=gateway.tail)
 
-    assert [ask(gateway, token, "status=500").status_code for _ in range(3)] == [500] * 3
-    assert ask(gateway, token).status_code == 503, "the breaker is open"
-    clock.jump_to(0.0)
-    eventually(served, within=10, what=gateway.tail)
+        assert [ask(gateway, token, "status=500").status_code for _ in range(3)] == [500] * 3
+        assert ask(gateway, token).status_code == 503, "the breaker is open"
+        clock.jump_to(0.0)
+        eventually(served, within=20, what=gateway.tail)
 
-    clock.jump_to(jump)
-    assert ask(gateway, short_lived).status_code == (401 if jump > 0 else 200)
-    clock.jump_to(0.0)
-    eventually(lambda: ask(gateway, short_lived).status_code == 200, within=10, what=gateway.tail)
+        clock.jump_to(jump)
+        assert ask(gateway, short_lived).status_code == (401 if jump > 0 else 200)
+        clock.jump_to(0.0)
+        eventually(lambda: served(short_lived), within=20, what=gateway.tail)
 
 
-@pytest.mark.parametrize("jump", [HOUR / 2, -DAY], ids=["ahead", "back"])
-def test_a_gateway_whose_link_dies_in_an_outage_after_a_jump_serves_within_the_grace(
-    start_site: StartSite, clock: Clock, jump: float
+def test_a_gateway_that_starts_in_an_outage_after_a_jump_serves_within_the_grace_of_its_clock(
+    start_site: StartSite, clock: Clock
 ) -> None:
     site = start_site(standalone=True, front=clock.variables)
     with site.load(concurrency=10) as load:
         load.progress(60)
         eventually(lambda: (site.gateway.data_dir / "link" / "tokens").exists(), what="the cache is written")
         site.server.kill()
-        clock.jump_to(jump)
-        site.kill_everything(site.gateway)
-        begun = len(load.calls)
-        load.progress(60)
-        assert not [call for call in load.calls[begun + 10 :] if not call.good], load.summary()
+        for jump in (-DAY, HOUR / 2):
+            clock.jump_to(jump)
+            site.kill_everything(site.gateway)
+            begun = len(load.calls)
+            load.progress(60)
+            assert not [call for call in load.calls[begun + 10 :] if not call.good], load.summary()
         clock.jump_to(2 * HOUR)
         load.progress(60)
-        assert not [call for call in load.calls[begun + 10 :] if not call.good], "its own clock says what the grace is"
+        assert not [call for call in load.calls[begun + 10 :] if not call.good], "it runs: the grace goes on"
         site.gateway.kill()
         site.gateway.start(ready=False)
         eventually(lambda: load.calls[-1].status == 503, within=20, what=load.summary)
