@@ -105,11 +105,16 @@ def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[tu
     )
     log = folder / "nginx.log"
     with children.running([program, "-p", str(folder), "-c", str(config)], pinned=cores.under_test, log=log) as master:
-        children.wait_until(lambda: children.listens(ports[0]), master, log, 20)
-        workers = tuple(pid for pid in machine.children(master.pid) if "worker process" in machine.command_line(pid))
+        # It listens before there is a worker, and a worker has its name only after a while.
+        children.wait_until(lambda: children.listens(ports[0]) and len(_workers(master.pid)) == 1, master, log, 20)
+        workers = _workers(master.pid)
         for pid in workers:
             machine.pin(pid, cores.under_test)
         yield (
             Target("nginx", ports[0], provider_routes(), workers),
             Target("nginx, TLS upstream", ports[1], provider_routes(), workers),
         )
+
+
+def _workers(master: int) -> tuple[int, ...]:
+    return tuple(pid for pid in machine.children(master) if "worker process" in machine.command_line(pid))
