@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TypeVar
 
+import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -18,6 +19,7 @@ from ostiary.control.store.migrate import migrate
 from ostiary.control.store.tables import PARTITIONED, metadata
 from ostiary.core.ids import IdSource
 from ostiary.core.secret import Secret
+from tests.support.postgres import PostgresServer
 
 T = TypeVar("T")
 
@@ -149,3 +151,17 @@ def test_partitions_that_cannot_be_made_now_do_not_stop_the_start(
         return locked, await try_make_ahead(engine)
 
     assert run(database_url, work) == (False, True)
+
+
+def test_a_database_that_cannot_hold_every_prompt_is_refused(postgres_server: PostgresServer) -> None:
+    async def main() -> None:
+        admin = await asyncpg.connect(postgres_server.asyncpg_dsn())
+        await admin.execute("CREATE DATABASE narrow TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        try:
+            with pytest.raises(database.DatabaseUnusableError, match=r"encoding is LATIN1.*ENCODING 'UTF8'"):
+                await database.connect(Secret(postgres_server.database_url("narrow")))
+        finally:
+            await admin.execute("DROP DATABASE narrow WITH (FORCE)")
+            await admin.close()
+
+    asyncio.run(main())

@@ -15,12 +15,19 @@ import pytest
 from ostiary.core.secret import Secret
 from tests.support.postgres import PostgresServer
 
-_TEMPLATE = "ostiary_template"
 _TEMPLATE_LOCK = 0x7465_7374
 """Advisory lock in the server's `postgres` database under which the workers of a run make the template once."""
 
 
-async def _make_template(server: PostgresServer) -> None:
+def _template_name() -> str:
+    """By what is in it: a server that outlives the run may have those of other versions and weeks."""
+    from ostiary.control.partitions import week_of
+    from ostiary.control.store.migrate import newest_revision
+
+    return f"ostiary_template_{newest_revision()}_{week_of(datetime.now(UTC)).suffix}"
+
+
+async def _make_template(server: PostgresServer, template: str) -> None:
     # imported here: this module is loaded in every run, the control plane is needed only by some
     from ostiary.control import database
     from ostiary.control.partitions import make_ahead
@@ -29,17 +36,17 @@ async def _make_template(server: PostgresServer) -> None:
     admin = await asyncpg.connect(server.asyncpg_dsn("postgres"))
     try:
         await admin.execute("SELECT pg_advisory_lock($1)", _TEMPLATE_LOCK)
-        if await admin.fetchval("SELECT datistemplate FROM pg_database WHERE datname = $1", _TEMPLATE):
+        if await admin.fetchval("SELECT datistemplate FROM pg_database WHERE datname = $1", template):
             return
-        await admin.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}")
-        await admin.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0 ENCODING 'UTF8'{_copying(admin)}")
-        engine = await database.connect(Secret(server.database_url(_TEMPLATE)))
+        await admin.execute(f"DROP DATABASE IF EXISTS {template}")
+        await admin.execute(f"CREATE DATABASE {template} TEMPLATE template0 ENCODING 'UTF8'{_copying(admin)}")
+        engine = await database.connect(Secret(server.database_url(template)))
         try:
             await migrate(engine)
             await make_ahead(engine, datetime.now(UTC))
         finally:
             await engine.dispose()
-        await admin.execute(f"ALTER DATABASE {_TEMPLATE} WITH is_template true allow_connections false")
+        await admin.execute(f"ALTER DATABASE {template} WITH is_template true allow_connections false")
     finally:
         await admin.close()
 
@@ -49,10 +56,10 @@ def _copying(admin: asyncpg.Connection) -> str:
     return " STRATEGY file_copy" if admin.get_server_version().major >= 15 else ""
 
 
-async def _clone(server: PostgresServer, name: str) -> None:
+async def _clone(server: PostgresServer, template: str, name: str) -> None:
     admin = await asyncpg.connect(server.asyncpg_dsn("postgres"))
     try:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}{_copying(admin)}")
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}{_copying(admin)}")
     finally:
         await admin.close()
 
@@ -69,8 +76,9 @@ async def _drop(server: PostgresServer, names: list[str]) -> None:
 @pytest.fixture(scope="session")
 def template_database(postgres_server: PostgresServer) -> str:
     """The migrated template's name; connections to it are refused."""
-    asyncio.run(_make_template(postgres_server))
-    return _TEMPLATE
+    template = _template_name()
+    asyncio.run(_make_template(postgres_server, template))
+    return template
 
 
 @pytest.fixture
@@ -80,7 +88,7 @@ def new_database(postgres_server: PostgresServer, template_database: str) -> Ite
 
     def make() -> Secret:
         name = f"test_{uuid.uuid4().hex}"
-        asyncio.run(_clone(postgres_server, name))
+        asyncio.run(_clone(postgres_server, template_database, name))
         names.append(name)
         return Secret(postgres_server.database_url(name))
 

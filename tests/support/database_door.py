@@ -28,7 +28,9 @@ class DatabaseDoor:
     def __init__(self, url: Secret) -> None:
         parts = urlsplit(url.reveal())
         self.dsn = url.reveal().replace("+asyncpg", "", 1)
-        self._socket = parse_qs(parts.query)["host"][0] + "/.s.PGSQL.5432"
+        directory = parse_qs(parts.query).get("host", [""])[0]
+        self._socket = directory and directory + "/.s.PGSQL.5432"
+        self._behind = parts.hostname, parts.port or 5432
         self._port = free_port()
         credentials = parts.netloc.rpartition("@")[0]
         self.url = urlunsplit(("postgresql", f"{credentials}@127.0.0.1:{self._port}", parts.path, "", ""))
@@ -82,6 +84,11 @@ class DatabaseDoor:
     def _do(self, work: Callable[[], Any]) -> None:
         asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket:
+            return await asyncio.open_unix_connection(self._socket)
+        return await asyncio.open_connection(*self._behind)
+
     async def _open(self) -> None:
         self._passing.set()
         if self._server is None:
@@ -104,7 +111,7 @@ class DatabaseDoor:
         assert this is not None
         self._pumps.add(this)
         try:
-            inner_reader, inner_writer = await asyncio.open_unix_connection(self._socket)
+            inner_reader, inner_writer = await self._connect()
             both = (self._pump(reader, inner_writer), self._pump(inner_reader, writer))
             try:
                 await asyncio.gather(*both)

@@ -144,12 +144,19 @@ def _dsn(url: Secret) -> Secret:
 async def _check(engine: AsyncEngine) -> None:
     try:
         async with engine.connect() as connection:
-            version: int = (await driver(connection)).get_server_version().major
+            raw = await driver(connection)
+            version: int = raw.get_server_version().major
+            encoding: str = raw.get_settings().server_encoding
     except (*DATABASE_ERRORS, ValueError, asyncpg.ClientConfigurationError) as exc:
         raise _connect_error(_driver_error(exc)) from exc
     if version < MINIMUM_VERSION:
         raise DatabaseUnusableError(
             f"the database is PostgreSQL {version}; version {MINIMUM_VERSION} or newer is needed"
+        )
+    if encoding != "UTF8":
+        raise DatabaseUnusableError(
+            f"the database's encoding is {encoding}, which cannot hold every prompt; make one with: CREATE DATABASE "
+            "ostiary TEMPLATE template0 ENCODING 'UTF8'"
         )
 
 

@@ -177,4 +177,4 @@ def arrived(fleet: Fleet) -> Iterator[Finding]:
         right = right and not lost and not unstored(fleet, replica)
     if right and fleet.live:
         appended = sum(int(one["appended_seq"]) for replica in fleet.live for one in replica["journals"])
-        yield _records.ok(f"all of {number(appended, 'record')} in the journals of live gateways are stored")
+        yield _records.ok(f"all of {number(appended, 'record')} that live gateways had told of are stored")
