@@ -322,18 +322,44 @@ def test_a_mistake_while_an_upload_comes(records: Records) -> None:
     assert first_answer(world).startswith(b"HTTP/1.1 500 ")
 
 
-def test_the_front_door_too_answers_what_it_did_not_foresee(records: Records) -> None:
-    status: Kind = ("GET", "/../../../../api/v2/buildinfo", "", b"")
+def at_front_door(method: str, head: str = "", begun: bytes = b"") -> Step:
+    """A request for the control plane; `begun`: what is sent of its body."""
 
     def asks(world: World) -> None:
         client = world.clients[0]
-        client.request(status)
-        client.pending = client.pending.replace(f"{PATH}{status[1]}".encode(), b"/api/v2/buildinfo")
+        client.request((method, "/", head, b""))
+        lines = client.pending.partition(b"\r\n\r\n")[0].replace(f" {PATH}/ ".encode(), b" /api/v2/buildinfo ")
+        client.pending = lines + b"\r\n\r\n" + begun
         world.do_client(0, 0)
 
-    world, trace = logged(records, [asks], control_url="http://unknown.test")
+    return asks
+
+
+def test_the_front_door_too_answers_what_it_did_not_foresee(records: Records) -> None:
+    world, trace = logged(records, [at_front_door("GET")], control_url="http://unknown.test")
     assert first_answer(world).startswith(b"HTTP/1.1 500 ")
     assert "KeyError" in trace
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["stalls", "breaks"])
+def test_no_refusal_is_written_into_an_answer_of_the_control_plane(records: Records, broken: bool) -> None:
+    """It has begun before the end of the request's body, which then does not come."""
+
+    def begins_to_answer(world: World) -> None:
+        world.tell(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nattempt-", b"attempt-" + b"." * 92)
+        world.do_bring(0, 0)
+
+    def goes_on_wrongly(world: World) -> None:
+        if broken:
+            world.clients[0].transport.bring(b"no size\r\n")
+        else:
+            world.do_time(3, 3)
+
+    asks = at_front_door("POST", "Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n")
+    script: list[Step] = [asks, ("connect", 0, 1), begins_to_answer, goes_on_wrongly]
+    out = first_answer(play(records, script, control_url="http://a.test"))
+    assert out.count(b"HTTP/1.1 ") == 1
+    assert out.endswith(b"attempt-")
 
 
 def test_one_provider_that_cannot_be_built_in_an_unknown_way_takes_no_other_down() -> None:

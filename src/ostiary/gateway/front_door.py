@@ -128,12 +128,19 @@ class FrontDoorExchange:
         """There is no limit here: the control plane has its own."""
 
     def request_broken(self, reason: str) -> None:
-        self._stop_upstream()
-        self._refuse(Refusal(400, "bad_framing", f"The request body's framing is broken: {reason}."))
+        self._break_off(Refusal(400, "bad_framing", f"The request body's framing is broken: {reason}."))
 
     def request_stalled(self) -> None:
+        self._break_off(Refusal(408, "body_timeout", "The request body stopped coming."))
+
+    def _break_off(self, refusal: Refusal) -> None:
+        """A refusal where there is room for one: not in the middle of an answer."""
         self._stop_upstream()
-        self._refuse(Refusal(408, "body_timeout", "The request body stopped coming."))
+        if self._answered:
+            self._connection.abort()
+            self._worker.ended(self)
+        else:
+            self._refuse(refusal)
 
     def response_interim(self, head: ResponseHead) -> None:
         """An interim answer of the control plane is of no use to a client of ours."""
@@ -202,12 +209,7 @@ class FrontDoorExchange:
     def _failed(self, error: BaseException) -> None:
         """A mistake of ours, on the way of this request."""
         self._worker.failures.log(error, self.id)
-        self._stop_upstream()
-        if self._answered:
-            self._connection.abort()
-            self._worker.ended(self)
-        else:
-            self._refuse(INTERNAL)
+        self._break_off(INTERNAL)
 
     def client_gone(self) -> None:
         self._stop_upstream()

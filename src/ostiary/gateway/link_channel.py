@@ -95,7 +95,10 @@ class _LinkSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
-            self._channel.receive(message)
+            try:
+                self._channel.receive(message)
+            except Exception as error:  # noqa: BLE001 - the messages behind it are for others
+                self._channel.worker.failures.log(error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the transport's signature
         self._channel.lost(self)

@@ -123,16 +123,16 @@ async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS |
     reported = time.monotonic()
     while True:
         await asyncio.sleep(worker.tick)
-        try:
-            worker.sweep()
-        except Exception:  # without its ticks a worker has no time-outs any more
-            log.exception("failing to sweep")
+        worker.sweep()
         now = time.monotonic()
         if now - reported >= _REPORT_INTERVAL:
             reported = now
-            channel.send(worker.metrics_report())
-            if listener_tls is not None:
-                listener_tls.reload_if_changed()
+            try:
+                channel.send(worker.metrics_report())
+                if listener_tls is not None:
+                    listener_tls.reload_if_changed()
+            except Exception as error:  # noqa: BLE001 - without its ticks a worker has no time-outs any more
+                worker.failures.log(error)
 
 
 class ServerTLS:
