@@ -29,7 +29,7 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {"main": tuple(parts.PARTS), "growth": g
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line."""
+    """What one command is to do."""
 
     quick: bool
     only: list[str]
@@ -38,7 +38,7 @@ class Asked:
     json: Path | None
     writes: bool
     others: machine.Others
-    """What else went on at the start."""
+    """What else went on at its start."""
 
 
 def main() -> int:
@@ -55,6 +55,19 @@ def main() -> int:
     machine.open_files()
     if given.cores:
         machine.confine(given.cores)
+    commands = _COMMANDS if given.command == "all" else (given.command,)
+    try:
+        with _folder() as folder:
+            measured = build.chosen(folder, site=given.site, interpreted=given.interpreted)
+            print(f"measuring ostiary {measured.describe()}", file=sys.stderr)
+            return max([_run(command, folder, measured, given) for command in commands])
+    except children.StartError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+
+
+def _run(command: str, folder: Path, measured: build.Build, given: argparse.Namespace) -> int:
+    """One command; of several, one that cannot start keeps no other from running."""
     asked = Asked(
         given.quick,
         given.only or [],
@@ -66,19 +79,6 @@ def main() -> int:
     )
     for warning in asked.others.warnings():
         print(f"mind: {warning}", file=sys.stderr)
-    commands = _COMMANDS if given.command == "all" else (given.command,)
-    try:
-        with _folder() as folder:
-            measured = build.chosen(folder, site=given.site, interpreted=given.interpreted)
-            print(f"measuring ostiary {measured.describe()}", file=sys.stderr)
-            return max([_run(command, folder, measured, asked) for command in commands])
-    except children.StartError as exc:
-        print(exc, file=sys.stderr)
-        return 2
-
-
-def _run(command: str, folder: Path, measured: build.Build, asked: Asked) -> int:
-    """One command; of several, one that cannot start keeps no other from running."""
     try:
         return _RUN[command](folder, measured, asked)
     except children.StartError as exc:
@@ -137,7 +137,9 @@ def _main(folder: Path, measured: build.Build, asked: Asked) -> int:
     print(report.as_text(figures, conditions))
     if asked.json is not None:
         report.write_json(figures, conditions, asked.json)
-    if asked.writes and not figures.skipped:
+    if asked.writes and figures.skipped:
+        print(f"{report.PAGE.name} stays as it is: not everything could be measured", file=sys.stderr)
+    elif asked.writes:
         report.write_main(figures, conditions)
     return 1 if figures.skipped or any(row.verdict == "missed" for row in rows(figures)) else 0
 

@@ -55,6 +55,8 @@ def measure(
     if beside := [name for name in chosen if name in PARTS]:
         with prepared(folder, QUICK if quick else SHORT, measured) as bench:
             growth = Growth(bench, measured, quick, tables, absent)
+            if bench.server is None:
+                raise children.StartError("Ostiary did not start")
             for name in beside:
                 bench.note(f"growth: {name}")
                 try:
