@@ -2,8 +2,8 @@
 
 It does what a relay must do and nothing else: keep-alive to both sides, the provider's key put in, TLS to the upstream
 verified. Nothing is logged or recorded. Tuned for this work: responses are passed on as they come (`proxy_buffering
-off`, as one must for event streams) through a buffer that takes a whole stream's write, and request bodies of 40 KB stay
-in memory.
+off`, as one must for event streams) through a buffer that takes a whole stream's write, and request bodies stay in memory,
+where by default it writes those over 16 KB to a file first.
 """
 
 import getpass
@@ -33,7 +33,7 @@ http {{
     keepalive_timeout 75s;
     keepalive_requests 1000000000;
     client_max_body_size 32m;
-    client_body_buffer_size 64k;
+    client_body_buffer_size 16m;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;
