@@ -29,7 +29,7 @@ from tests.support.chaos import kill_everything
 from tests.support.fake_provider import FakeProvider
 from tests.support.gateway import Gateway
 from tests.support.load import MIXED, Call, Kind, Load
-from tests.support.reconcile import Reconciled, metric, reconcile
+from tests.support.reconcile import Reconciled, linked, reconcile
 from tests.support.server import Machine, Server, descendants, eventually
 
 PEOPLE = ("ada", "bela", "cleo")
@@ -135,11 +135,7 @@ class Site:
     def await_link(self, *, within: float = 60.0) -> None:
         """Until every machine is joined to the control plane."""
         for machine in self.machines:
-            eventually(
-                lambda machine=machine: machine.is_ready() and metric(machine, "ostiary_link_up") == 1,
-                within=within,
-                what=machine.tail,
-            )
+            eventually(lambda machine=machine: linked(machine), within=within, what=machine.tail)
 
 
 def send(pid: int, signum: signal.Signals) -> None:

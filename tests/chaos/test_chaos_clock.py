@@ -51,7 +51,10 @@ def check_times(result: Reconciled, load: Load) -> None:
 
 def database_agrees(site: Site, clock: Clock) -> bool:
     """Whether the database, which notes when it heard of a journal, has the time of this clock."""
-    heard = [moment(journal["last_seen"]) for journal in journals_of(site.server)]
+    try:
+        heard = [moment(journal["last_seen"]) for journal in journals_of(site.server)]
+    except httpx.HTTPError:
+        return False  # it died a moment ago
     return any(abs(at - clock.now) < timedelta(minutes=1) for at in heard)
 
 

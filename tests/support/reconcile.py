@@ -121,13 +121,25 @@ def metric(server: Machine, name: str, **labels: str) -> float:
     return total
 
 
+def linked(machine: Machine) -> bool:
+    """Whether it is ready and joined to the control plane; not, when nobody can say."""
+    try:
+        return machine.is_ready() and metric(machine, "ostiary_link_up") == 1
+    except httpx.HTTPError:
+        return False
+
+
 def _all_shipped(server: Server, machines: Sequence[Machine]) -> list[dict[str, Any]] | None:
-    for machine in machines:
-        if metric(machine, "ostiary_link_up") != 1 or metric(machine, "ostiary_link_records_pending"):
-            return None
-        if len(list((machine.data_dir / "journal").glob("*-*"))) != metric(machine, "ostiary_link_workers"):
-            return None  # journals of dead workers are left
-    rows = server.interceptions()
+    """All rows, once every record of every machine has become one and each has its end."""
+    try:
+        for machine in machines:
+            if metric(machine, "ostiary_link_up") != 1 or metric(machine, "ostiary_link_records_pending"):
+                return None
+            if len(list((machine.data_dir / "journal").glob("*-*"))) != metric(machine, "ostiary_link_workers"):
+                return None  # journals of dead workers are left
+        rows = server.interceptions()
+    except httpx.HTTPError:
+        return None  # something has died a moment ago
     return rows if all(row["ended_at"] for row in rows) else None
 
 
