@@ -7,7 +7,7 @@ Rules
   upstream connection that is fed the bytes of the fake provider's answer. Only the transports at both ends do nothing.
 - A stage is the product's own function, called again and again with what it gets in such a call.
 - They take turns: a whole call, then each stage of it once, and again. A function that is called again and again alone finds
-  everything it needs in the nearest cache, and would seem two to three times as fast as it is in a call.
+  everything it needs in the nearest cache, and would seem up to three times as fast as it is in a call.
 - Each turn is timed by itself and the median counts, so that what interrupts one turn does not count. What the clock itself
   takes is measured the same way and taken off.
 - A stage that cannot be called any more leaves its reason and does not stop the others.
