@@ -419,7 +419,11 @@ def test_the_metrics_page_has_the_control_planes_own_where_it_is_on_this_machine
         await until(lambda: worker.ready)
         machine.far.families = [told]
         assert (await machine.page())["ostiary_control_database_up"] == 1
-        machine.far.always["get_metrics"] = ConnectError(Code.UNIMPLEMENTED, "an older one")
+        machine.far.always["get_ai_providers"] = ConnectError(Code.UNAVAILABLE, "database away")
+        await until(lambda: (seen := worker.latest(MachineState)) and not seen.link_up)
+        assert (await machine.page())["ostiary_control_database_up"] == 1
+        machine.far.always = {"get_metrics": ConnectError(Code.UNIMPLEMENTED, "an older one")}
+        await until(lambda: (seen := worker.latest(MachineState)) and seen.link_up)
         page = await machine.page()
         assert "ostiary_control_database_up" not in page
         assert page["ostiary_link_up"] == 1

@@ -254,13 +254,16 @@ class _Link:
         return [*workers, *self._registry.report(), *self._health(), *await self._gauges(), *control]
 
     async def _control_families(self) -> list[Family]:
-        """What the control plane of this machine tells; a gateway elsewhere has none."""
-        if self._settings.mode != "embedded" or not self._connection.up:
+        """What the control plane of this machine tells, also when it is of no use for want of its database.
+
+        A gateway elsewhere has none.
+        """
+        if self._settings.mode != "embedded":
             return []
         try:
             return await self._client.get_metrics(CONTROL_METRICS_WITHIN)
         except ControlFailure as failure:
-            log.info("rendering metrics without those of the control plane", reason=str(failure))
+            log.debug("rendering metrics without those of the control plane", reason=str(failure))
             return []
 
     def _health(self) -> list[Family]:
