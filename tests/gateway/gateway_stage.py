@@ -547,12 +547,14 @@ class World:
             begun = {}
             at = 0
             for case in client.cases:
+                if at == len(client.out):
+                    break
+                begun[case] = at
                 interim = re.match(rb"(HTTP/1.1 1\d\d .*?\r\n\r\n)*", client.out[at:], re.DOTALL)
                 assert interim is not None
                 at += interim.end()
                 if at == len(client.out):
                     break
-                begun[case] = at
                 at = self._read(client, case, at)
                 if at < 0:
                     break
