@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Final
 
 from ostiary.http1.head import ResponseHead
@@ -137,14 +138,35 @@ class HeldAnswer:
         self._compact = compact or _nothing
         self._payload.clear()
         self._raw.clear()
-        self._write = write or _nowhere
-        self._show = show or _nowhere
+        self._write = write or nowhere
+        self._show = show or nowhere
         self._write(raw)
         if payload:
             self._show(payload)
 
 
-def _nowhere(_data: bytes) -> None:
+def both(first: Write, second: Write) -> Write:
+    """Writes to the one and then to the other."""
+
+    def show(data: bytes) -> None:
+        first(data)
+        second(data)
+
+    return show
+
+
+def timed(write: Write, stages: dict[str, int]) -> Write:
+    """Notes when the first piece came: of streams, telemetry tells it."""
+
+    def noting(data: bytes) -> None:
+        if "first_chunk" not in stages:
+            stages["first_chunk"] = perf_counter_ns()
+        write(data)
+
+    return noting
+
+
+def nowhere(_data: bytes) -> None:
     """Nobody wants it."""
 
 

@@ -2,7 +2,7 @@
 
 In the order of a request's life (design §5): `credential_of` says who asks, `identified` whether they may, `locate` and
 `admit` where the request goes, `check` whether it can be served, `own_credential` with which credential of the client's own;
-the rest are the refusals for want of a key or of an upstream. A `Refusal` ends a request.
+the rest are the refusals for want of memory, of a key, or of an upstream. A `Refusal` ends a request.
 """
 
 from typing import Final
@@ -14,11 +14,13 @@ from ostiary.core.identity import Identity
 from ostiary.core.identity import Refusal as TokenRefusal
 from ostiary.core.secret import mask
 from ostiary.http1.fields import CREDENTIALS
+from ostiary.wire.content_coding import DecodedTooLongError, UnsupportedCodingError
 from ostiary.wire.facts import RequestFacts
 
 from .authorizations import Answer, Unavailable
 from .keypool import Exhausted
 from .providers import RuntimeProvider
+from .providers.adapter import AdapterError
 from .refusals import Refusal
 from .routes import Route, Target, path_problem
 from .snapshot import Snapshot
@@ -133,6 +135,11 @@ def locate(snapshot: Snapshot | None, target: Target) -> Admission | Refusal:
     return Admission(provider, route, target.rest)
 
 
+HTTP_1_0: Final = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
+BODY_MEMORY: Final = Refusal(
+    503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
+)
+NOT_RECORDED: Final = Refusal(500, "journal", "The request could not be recorded, so it was not sent. Try again later.")
 _BYOK_OFF: Final = Refusal(403, "byok_off", "Bringing your own key is turned off on this gateway (allow_byok).")
 
 
@@ -142,6 +149,23 @@ def admit(admission: Admission, method: bytes, *, byok: bool, allow_byok: bool) 
     if method != b"POST" and admission.route.kind == "bridged":
         return Refusal(405, "bad_method", f"{admission.route.label} takes POST only.", allow="POST")
     return _BYOK_OFF if byok and not allow_byok and not admission.provider.brings_own else None
+
+
+def body_too_large(limit: int) -> Refusal:
+    """`limit`: bytes."""
+    size = f"{limit // 1024**2} MiB" if limit % 1024**2 == 0 else f"{limit:,} bytes"
+    return Refusal(413, "body_too_large", f"The request body is larger than {size} (body_max_bytes).")
+
+
+def bad_request(error: Exception) -> Refusal:
+    """For a body or header that cannot be read."""
+    if isinstance(error, AdapterError):
+        return Refusal(error.status, "not_supported", str(error))
+    if isinstance(error, DecodedTooLongError):
+        return Refusal(413, "body_too_large", str(error))
+    if isinstance(error, UnsupportedCodingError):
+        return Refusal(415, "unknown_coding", str(error))
+    return Refusal(400, "bad_request", str(error))
 
 
 def check(facts: RequestFacts, route: Route) -> Refusal | None:

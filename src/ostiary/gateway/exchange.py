@@ -24,12 +24,7 @@ from ostiary.core.records import Outcome, Trace
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from ostiary.http1.server import ClientConnection
-from ostiary.wire.content_coding import (
-    CodingError,
-    DecodedTooLongError,
-    UnsupportedCodingError,
-    decode_body,
-)
+from ostiary.wire.content_coding import CodingError, decode_body
 from ostiary.wire.errors import error_observer
 from ostiary.wire.facts import Format, RequestError, RequestFacts, ResponseFacts
 from ostiary.wire.formats import observer_for, read_request
@@ -81,13 +76,6 @@ _MODEL_MAX: Final = 256
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 _BODILESS: Final = frozenset((204, 304))
 _LOST: Final = Trace(notes=["what the answer said was lost to an internal error of the gateway"])
-_BODY_MEMORY: Final = Refusal(
-    503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
-)
-_HTTP_1_0: Final = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
-_NOT_RECORDED: Final = Refusal(
-    500, "journal", "The request could not be recorded, so it was not sent. Try again later."
-)
 
 
 class Exchange:
@@ -210,7 +198,7 @@ class Exchange:
                 return own
             self._own = own
         if head.minor == 0:
-            return _HTTP_1_0
+            return decide.HTTP_1_0
         limits = worker.limits
         if limits is not None:
             refusal = limits.enter(self._identity.api_key_id, monotonic())
@@ -257,11 +245,9 @@ class Exchange:
 
     def request_body_too_large(self) -> None:
         if self._no_memory:
-            self._refuse(_BODY_MEMORY)
+            self._refuse(decide.BODY_MEMORY)
             return
-        limit = self.worker.settings.body_max_bytes
-        size = f"{limit // 1024**2} MiB" if limit % 1024**2 == 0 else f"{limit:,} bytes"
-        self._refuse(Refusal(413, "body_too_large", f"The request body is larger than {size} (body_max_bytes)."))
+        self._refuse(decide.body_too_large(self.worker.settings.body_max_bytes))
 
     def request_piece(self, data: bytes, *, last: bool) -> None:
         upload = self._upload
@@ -318,7 +304,7 @@ class Exchange:
                 prepared = adapter.prepare(admission.route, self.head.query, fields, plain, facts)
                 facts = msgspec.structs.replace(facts, model=prepared.model[:_MODEL_MAX])
         except (RequestError, CodingError, AgentFirewallError, AdapterError) as error:
-            self._refuse(_bad_request(error))
+            self._refuse(decide.bad_request(error))
             return
         if refusal is not None:
             self._refuse(refusal)
@@ -328,7 +314,7 @@ class Exchange:
             return
         sent = self._edit(body, plain, facts, prepared)
         if coding is not None and not self._reserve(max(0, len(sent) - len(body))):
-            self.reject(_BODY_MEMORY)  # it is kept as it is sent, and that may be a thousand times what came
+            self.reject(decide.BODY_MEMORY)  # it is kept as it is sent, and that may be a thousand times what came
             return
         call.start(sent, prepared)
 
@@ -343,7 +329,7 @@ class Exchange:
         try:
             firewall = agent_firewall(self.head.fields)
         except AgentFirewallError as error:
-            self._refuse(_bad_request(error))
+            self._refuse(decide.bad_request(error))
             return
         call = self._call_upstream(self._named(RequestFacts(upload.model, upload.stream)), firewall)
         if call is not None:
@@ -396,11 +382,11 @@ class Exchange:
             self._record = record = Interception(worker, started, facts.tool_results)
         except JournalError as error:
             worker.log_journal_failure(error)
-            self._refuse(_NOT_RECORDED)
+            self._refuse(decide.NOT_RECORDED)
             return False
         self.stages["record"] = perf_counter_ns()
         if not record.durable:
-            self.reject(_NOT_RECORDED)  # its start stands in the journal: an end has to follow
+            self.reject(decide.NOT_RECORDED)  # its start stands in the journal: an end has to follow
         return record.durable
 
     # --- edit, send
@@ -435,7 +421,7 @@ class Exchange:
                 body = prepared.body
                 self.may_change = True
             except AdapterError as error:
-                refusal = _bad_request(error)
+                refusal = decide.bad_request(error)
         if refusal is not None:
             self._refuse(refusal)
             return
@@ -739,14 +725,3 @@ class Exchange:
             {name: (at - t0) // 1000 for name, at in self.stages.items()},
             list(self._notes),
         )
-
-
-def _bad_request(error: Exception) -> Refusal:
-    """The answer to a body or header that cannot be read."""
-    if isinstance(error, AdapterError):
-        return Refusal(error.status, "not_supported", str(error))
-    if isinstance(error, DecodedTooLongError):
-        return Refusal(413, "body_too_large", str(error))
-    if isinstance(error, UnsupportedCodingError):
-        return Refusal(415, "unknown_coding", str(error))
-    return Refusal(400, "bad_request", str(error))

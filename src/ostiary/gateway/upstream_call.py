@@ -26,7 +26,7 @@ from ostiary.http1.head import MAX_HEAD, UNTIL_CLOSE, ResponseHead
 from ostiary.http1.upstream import UpstreamConnection
 from ostiary.wire.observer import Observer
 
-from .answers import HELD_RAW_MAX, HELD_SECONDS, ChangedAnswer, HeldAnswer, Write
+from .answers import HELD_RAW_MAX, HELD_SECONDS, ChangedAnswer, HeldAnswer, Write, both, nowhere, timed
 from .breaker import NEEDS_TRIAL, Rejected
 from .decide import Credential, breaker_open, exhausted, no_key, pool_exhausted
 from .dump import Attempt as DumpedAttempt
@@ -372,16 +372,16 @@ class UpstreamCall:
             exchange.connection.write(self._interim)
         if changed is not None:
             exchange.connection.write(exchange.client_head(head, changed))  # here: what is changed goes past the sink
-            change = self._change if self._dump is None else _both(self._dump.response, self._change)
+            change = self._change if self._dump is None else both(self._dump.response, self._change)
             if self._worker.telemetry is not None:
-                change = _timed(change, exchange.stages)
-            upstream.relay(b"", _nowhere, change, verbatim=False)
+                change = timed(change, exchange.stages)
+            upstream.relay(b"", nowhere, change, verbatim=False)
             return
         show: Write | None = None if observer is None else observer.feed
         if self._dump is not None:
-            show = self._dump.response if show is None else _both(self._dump.response, show)
+            show = self._dump.response if show is None else both(self._dump.response, show)
         if self._worker.telemetry is not None:
-            show = _timed(show or _nowhere, exchange.stages)
+            show = timed(show or nowhere, exchange.stages)
         compact = None if observer is None else observer.compact
         upstream.relay(exchange.client_head(head, None), exchange.connection.write, show, compact=compact)
 
@@ -514,7 +514,7 @@ class UpstreamCall:
         self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._held_enough)
         upstream = self._upstream
         assert upstream is not None
-        show = held.take_payload if self._dump is None else _both(self._dump.response, held.take_payload)
+        show = held.take_payload if self._dump is None else both(self._dump.response, held.take_payload)
         verbatim = head.framing != UNTIL_CLOSE
         upstream.relay(b"", held.take, show, verbatim=verbatim, compact=held.compact)
 
@@ -700,26 +700,3 @@ class UpstreamCall:
         assert dumps is not None
         self._dump = self._exchange.dump(dumps, len(self.attempts) + 1)
         self._dump.request(self.sent_head, self._body)
-
-
-def _timed(write: Write, stages: dict[str, int]) -> Write:
-    """Notes when the first piece came: of streams, telemetry tells it."""
-
-    def timed(data: bytes) -> None:
-        if "first_chunk" not in stages:
-            stages["first_chunk"] = perf_counter_ns()
-        write(data)
-
-    return timed
-
-
-def _both(first: Write, second: Write) -> Write:
-    def show(data: bytes) -> None:
-        first(data)
-        second(data)
-
-    return show
-
-
-def _nowhere(_data: bytes) -> None:
-    """Nothing goes out as it came."""
