@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from .anthropic_shapes import Answer, Block, Error, Event, MessagesRequest
 from .budget import PROBLEM, Budget
-from .events import EventDecoder, event_end, event_start, positions
+from .events import EventDecoder, event_end, event_start, positions, texts_alike
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, provider_error
 from .lenient import LenientDecoder, is_json, text_of
 from .request import backwards, decode_object, joined_text, last_text
@@ -29,6 +29,18 @@ _WHOLE_ENDINGS: Final = frozenset(("", "tool_use", "end_turn", "stop_sequence", 
 
 _SMALL: Final = 2048
 """Blocks below this many bytes are decoded without looking for what to pass over."""
+
+
+# How deltas that are facts are written by Anthropic itself. Where they are written otherwise, they are read event by event.
+_DELTA: Final = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":'
+_DELTA_KINDS: Final = (
+    b',"delta":{"type":"input_json_delta","partial_json":"',
+    b',"delta":{"type":"thinking_delta","thinking":"',
+)
+_DELTA_END: Final = b'"}}\n\n'
+_DIGITS: Final = 8
+_RUNS: Final = 16
+"""So many runs of deltas are looked for in a block: looking for the end of each goes over all that is behind it."""
 
 
 # --- requests
@@ -159,6 +171,14 @@ class _Seen:
             else:
                 self._message_event(event)
 
+    def texts(self, index: int, texts: list[str]) -> None:
+        """Deltas of one block that is no text."""
+        found = self._by_index.get(index)
+        if found is not None:
+            for text in texts:
+                if text:
+                    self._add(found, text)
+
     def open(self, index: int | None, start: Block) -> None:
         if self._content == "none":
             return
@@ -262,4 +282,32 @@ class StreamReader:
             self._apply(block[begin:end])
 
     def _apply(self, block: bytes) -> None:
-        self._seen.events(_events.decode(block))
+        begin = 0
+        for _ in range(_RUNS):
+            at = block.find(_DELTA, begin) if len(block) - begin > _SMALL else -1
+            if at < 0 or not (at == begin or block.startswith(b"\n\n", at - 2)):
+                break
+            if at > begin:
+                self._seen.events(_events.decode(block[begin:at]))
+            begin = at
+            end = self._apply_alike(block, at)
+            if not end:
+                break
+            begin = end
+        if begin < len(block):
+            self._seen.events(_events.decode(block[begin:]))
+
+    def _apply_alike(self, block: bytes, begin: int) -> int:
+        """Take the deltas from `begin` on that differ in their text alone; where they end, or 0."""
+        digits = begin + len(_DELTA)
+        comma = block.find(b",", digits, digits + _DIGITS)
+        for kind in _DELTA_KINDS:
+            if block.startswith(kind, comma):
+                found = texts_alike(block, begin, comma + len(kind), _DELTA_END)
+                index = block[digits:comma]
+                if found is None or not index.isdigit():
+                    return 0
+                texts, end = found
+                self._seen.texts(int(index), texts)
+                return end
+        return 0

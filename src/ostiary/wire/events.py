@@ -22,6 +22,8 @@ DONE: Final = b"[DONE]"
 
 _STRIDE: Final = 4096
 
+_texts: Final = msgspec.json.Decoder(list[str])
+
 
 class EventDecoder(Generic[T]):
     """Decodes the data of events into one struct type whose fields all have defaults."""
@@ -90,6 +92,27 @@ def _as_array(block: bytes, separator: bytes) -> bytes | None:
             # Not a line that can be left out: it may have swallowed an event together with the separator.
             return None
     return b"".join((b"[", b",".join(found), b"]"))
+
+
+def texts_alike(block: bytes, begin: int, at: int, closing: bytes) -> tuple[list[str], int] | None:
+    """The strings of events that differ in nothing else, from `begin` on, and where these events end.
+
+    `at`: where the string of the first of them begins, behind its quote. `closing`: what is the same behind the strings,
+    from the quote to the blank line. None when the events are not told apart this way, e.g. when others stand between.
+    """
+    opening = block[begin:at]
+    end = block.find(closing, block.rfind(opening) + len(opening))
+    if end < 0:
+        return None
+    found = block[at:end].split(closing + opening)
+    array = b'","'.join(found)
+    if b'\\","' in array or array.endswith(b"\\"):
+        return None  # an escape at the end of a string: whether of its quote is not for us to count
+    try:
+        texts = _texts.decode(b'["' + array + b'"]')
+    except ValueError:
+        return None
+    return (texts, end + len(closing)) if len(texts) == len(found) else None
 
 
 def positions(block: bytes, token: bytes, end: int | None = None) -> list[int]:
