@@ -9,6 +9,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from tests.chaos.harness import LONG, Site, StartSite
 from tests.chaos.network import (
@@ -50,24 +51,26 @@ MEMORY_EACH = 5_000
 
 
 def test_ten_thousand_idle_connections_cost_little_and_end_in_time(start_site: StartSite, say: Say) -> None:
-    head_time, idle_time = (60, 75) if LONG else (12, 15)
+    head_time, idle_time = (60, 75) if LONG else (15, 25)
     times = {"OSTIARY_CLIENT_HEAD_TIMEOUT": f"{head_time}s", "OSTIARY_CLIENT_KEEPALIVE_TIMEOUT": f"{idle_time}s"}
     site = start_site(workers=1, front=times)
     count = min(IDLE, allow_many_files() * 3 // 4)
     alone = traffic(site, "alone")
     before = usage(site.front)
     with Crowd(site.front.port) as crowd:
-        peers = crowd.connect(count)
-        used, unused = peers[: count // 5], peers[count // 5 :]
-        for at in range(0, len(used), 100):
-            some = used[at : at + 100]
-            for number, peer in enumerate(some, at):
-                head, body = request(BLOCKING, f"idle-{number}")
-                crowd.each([peer], lambda peer, data=head + body: peer.send(data))
+        used: list[Peer] = []
+        while len(used) < count // 10:
+            some = crowd.connect(100)
+            for number, peer in enumerate(some, len(used)):
+                wire = b"".join(request(BLOCKING, f"idle-{number}"))
+                crowd.each([peer], lambda peer, wire=wire: peer.send(wire))
             await_all(some, lambda peer: peer.status == 200)
+            used += some
+        unused = crowd.connect(count - len(used))
         eventually(lambda: usage(site.front).descriptors > count)
-        beside = traffic(site, "beside")
         during = usage(site.front)
+        beside = traffic(site, "beside")
+        peers = [*used, *unused]
         assert not any(peer.end for peer in peers), "ended too early"
         await_all(peers, lambda peer: peer.end, within=idle_time + 10)
     assert {(peer.end, peer.size) for peer in unused} == {("closed", 0)}
@@ -106,12 +109,13 @@ def limit_files(site: Site, files: int) -> None:
 
 def is_let_in(site: Site) -> bool:
     with RawConnection(site.front.port) as connection:
-        connection.request("GET", "/healthz")
-        return connection.answer(to="GET").status == 200
+        with suppress(ConnectionError):  # turned away before it has asked
+            connection.request("GET", "/healthz")
+        return connection.read_some().startswith(b"HTTP/1.1 200 OK")
 
 
 def test_when_descriptors_run_out_idle_connections_make_room_and_busy_ones_stay(start_site: StartSite) -> None:
-    site = start_site(workers=1, front={"OSTIARY_CLIENT_HEAD_TIMEOUT": "5s"})
+    site = start_site(workers=1, front={"OSTIARY_CLIENT_HEAD_TIMEOUT": "3s"})
     alone = traffic(site, "alone")
     before = usage(site.front)
     limit_files(site, FILES)
@@ -134,10 +138,7 @@ def test_when_descriptors_run_out_idle_connections_make_room_and_busy_ones_stay(
             served.send(data)
         busy = crowd.connect(FILES)
         crowd.each(busy, lambda peer: peer.send(b"GET / HTTP/1.1\r\n"))
-        turned_away = [
-            peer for peer in busy if eventually(lambda peer=peer: peer.end or not is_let_in(site)) and peer.end
-        ]
-        assert turned_away
+        eventually(lambda: not is_let_in(site), what="there is room for nobody")
         with RawConnection(site.front.port) as connection:
             answer = connection.answer()
             assert (answer.status, answer.header("retry-after")) == (503, "1")
@@ -150,7 +151,7 @@ def test_when_descriptors_run_out_idle_connections_make_room_and_busy_ones_stay(
         assert served.answer().status == 200
         served.socket.close()
         assert usage(site.front).descriptors < FILES
-        await_all(busy, lambda peer: peer.end, within=5 + SLACK)
+        await_all(busy, lambda peer: peer.end)
         assert {(peer.status, FULL in peer.received) for peer in busy} == {(408, False), (503, True)}
         speeds.append(traffic(site, "after"))
     limit_files(site, 0)
@@ -176,6 +177,7 @@ def test_a_provider_that_no_descriptor_is_left_for_is_not_blamed(start_site: Sta
         head, body = request(CHAT, "served")
         connection.send(head + body)
         assert connection.answer().status == 200, "no breaker has opened"
+    eventually(lambda: is_let_in(site), what="the higher limit is noticed")
     result = reconcile(site, traffic(site, "after"), unsent=("rejected",))
     assert result.outcomes["rejected"] == 10
 
@@ -360,6 +362,8 @@ def test_a_pipeline_of_calls_is_answered_in_order_one_at_a_time(start_site: Star
 # --- storms
 
 STORM = 20_000 if LONG else 2_000
+STORM_PAUSE = 0.01
+"""Seconds between a dozen and the next: a thousand a second."""
 
 
 Begin = Callable[[Peer, int], None]
@@ -405,6 +409,7 @@ def test_connection_storms_leave_nothing_behind(start_site: StartSite, say: Say)
                 await asyncio.sleep(0)  # the loop writes
                 end(peer)
             stormed += peers
+            await asyncio.sleep(STORM_PAUSE)
         return stormed
 
     with Crowd(site.front.port) as crowd:
