@@ -25,6 +25,8 @@ class Interception:
 
     def __init__(self, worker: "Worker", start: InterceptionStart, tool_results: tuple[str, ...]) -> None:
         self.durable = True
+        # before the start is written: nothing may fail between that and what sees to its end
+        self._inflight = inflight = worker.metrics.inflight(start.provider_name, start.model, start.route)
         try:
             worker.journal.append_start(encode_record(start))
         except NotDurable as error:
@@ -33,7 +35,6 @@ class Interception:
         self._worker = worker
         self._tool_results = tool_results
         self.start = start
-        self._inflight = inflight = worker.metrics.inflight(start.provider_name, start.model, start.route)
         inflight[0] += 1
 
     def end(
