@@ -161,6 +161,15 @@ REFUSALS: list[tuple[int, Any, str]] = [
         },
         "Invalid request: name: is required; b: c",
     ),
+    (
+        400,
+        {
+            "message": "Bad name.",
+            "detail": "Letters only",
+            "validations": [{"field": "name", "detail": "Letters only."}],
+        },
+        "Bad name: name: Letters only",
+    ),
     (500, b"<html>oops</html>", "answers 500 and is not the API of an Ostiary server"),
     (404, {"error": "x"}, "answers 404 and is not the API of an Ostiary server"),
     (200, b"<html>hello</html>", "is it an Ostiary server?"),

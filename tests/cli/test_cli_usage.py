@@ -66,7 +66,10 @@ def test_no_option_takes_a_secret_as_its_value() -> None:
         (["config", "show", "--jsn"], "did you mean --json?"),
         (["server", "--lisen", ":1"], "did you mean --listen?"),
         (["users", "create"], "missing argument"),
-        (["users", "create", "x", "--role", "king"], "'owner', 'admin', 'auditor', 'member'"),
+        (
+            ["users", "create", "x", "--role", "king"],
+            "Invalid value for '--role': 'king' is not one of 'owner', 'admin', 'auditor', 'member'",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_with_status_2(

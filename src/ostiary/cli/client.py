@@ -261,10 +261,12 @@ class Client:
         if isinstance(body, dict):
             message, detail = str(body.get("message") or ""), str(body.get("detail") or "")
             problems = [
-                f"{item.get('field')}: {item.get('detail')}"
+                f"{item.get('field')}: {item.get('detail')}".rstrip(".")
                 for item in body.get("validations") or []
                 if isinstance(item, dict)
             ]
+            if detail and any(problem.endswith(detail.rstrip(".")) for problem in problems):
+                detail = ""  # it would say the same twice
         if not message:
             if answer.is_redirect:
                 target = clean(answer.headers.get("location", ""))

@@ -108,6 +108,7 @@ def _report_usage(wrong: typer.TyperException) -> int:
         typer.echo(wrong.format_message())
         return 2
     message = wrong.message if getattr(wrong, "option_name", None) else wrong.format_message()
+    message = message.replace(": Value error, ", ": ")  # the library's own word for what its cause says
     option = getattr(wrong, "option_name", "") or ""
     if option and context is not None:
         known = [name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
