@@ -238,7 +238,7 @@ def stages(scene: Scene, wire_format: Any) -> dict[str, Callable[[], object]]:
             admission.route.label,
             client,
             status=200,
-            completed=True,
+            outcome="completed",
             seconds=0.01,
             prompted=True,
             facts=answer_facts,

@@ -1,7 +1,10 @@
 """What is counted of an interception, and that no label grows without bound."""
 
+from ostiary.core.records import Outcome
 from ostiary.gateway.metrics import OTHER, GatewayMetrics
 from ostiary.wire.facts import ResponseFacts, ToolCall, Usage
+
+CLIENT_CLOSED = "ostiary_interceptions_client_closed"
 
 
 def samples(metrics: GatewayMetrics, name: str) -> dict[tuple[str, ...], float]:
@@ -9,9 +12,17 @@ def samples(metrics: GatewayMetrics, name: str) -> dict[tuple[str, ...], float]:
     return {sample.labels: sample.value for sample in family.samples if sample.value}
 
 
-def ended(metrics: GatewayMetrics, model: str = "m", *, status: int = 200, facts: ResponseFacts | None = None) -> None:
+def ended(
+    metrics: GatewayMetrics,
+    model: str = "m",
+    *,
+    status: int = 200,
+    outcome: Outcome | None = None,
+    facts: ResponseFacts | None = None,
+) -> None:
+    outcome = outcome or ("completed" if status == 200 else "upstream_error")
     metrics.ended(
-        "p", model, "/v1/messages", "", status=status, completed=status == 200, seconds=1.0, prompted=True, facts=facts
+        "p", model, "/v1/messages", "", status=status, outcome=outcome, seconds=1.0, prompted=True, facts=facts
     )
 
 
@@ -36,6 +47,20 @@ def test_a_model_that_never_worked_is_other():
         (OTHER, "failed"): 1,
         ("real", "completed"): 1,
     }
+
+
+def test_clients_that_hung_up_are_among_the_failed_and_counted_apart():
+    metrics = GatewayMetrics()
+    ended(metrics)
+    assert [
+        sample.labels for family in metrics.report() if family.name == CLIENT_CLOSED for sample in family.samples
+    ] == [
+        ("p",)  # there before it happens, so that alerts can subtract it
+    ]
+    ended(metrics, outcome="client_closed")
+    ended(metrics, status=500)
+    assert samples(metrics, CLIENT_CLOSED) == {("p",): 1}
+    assert samples(metrics, "ostiary_interceptions")["p", "m", "failed", "/v1/messages", "POST", "unknown"] == 2
 
 
 def test_models_and_tools_are_bounded():

@@ -70,7 +70,7 @@ class Interception:
             start.route,
             start.client,
             status=ending.status,
-            completed=ending.outcome == "completed",
+            outcome=ending.outcome,
             seconds=seconds,
             prompted=start.prompt is not None,
             facts=facts,

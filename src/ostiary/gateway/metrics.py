@@ -9,6 +9,7 @@ from typing import Final
 
 from ostiary.core.health import BreakerReport, BreakerSubject, KeyReport
 from ostiary.core.metrics import Family, Histogram, Registry
+from ostiary.core.records import Outcome
 from ostiary.wire.facts import ResponseFacts
 
 _MODELS_MAX: Final = 200
@@ -26,6 +27,7 @@ class InterceptionHandles:
 
     __slots__ = (
         "client",
+        "client_closed",
         "completed",
         "duration",
         "failed",
@@ -42,6 +44,7 @@ class InterceptionHandles:
         self.model = model
         self.client = client
         self.completed = metrics.interceptions.cell(provider, model, "completed", route, "POST", client)
+        self.client_closed = metrics.client_closed.cell(provider)
         self.failed = metrics.interceptions.cell(provider, model, "failed", route, "POST", client)
         self.duration = metrics.duration.series(provider, model)
         self.prompts = metrics.prompts.cell(provider, model, client)
@@ -59,6 +62,9 @@ class GatewayMetrics:
             "ostiary_interceptions",
             "Interceptions that ended, by status completed or failed.",
             *("provider", "model", "status", "route", "method", "client"),
+        )
+        self.client_closed = registry.counter(
+            "ostiary_interceptions_client_closed", "Failed interceptions whose client hung up.", "provider"
         )
         self._inflight = registry.gauge(
             "ostiary_interceptions_inflight", "Interceptions under way.", "provider", "model", "route"
@@ -182,7 +188,7 @@ class GatewayMetrics:
         client: str,
         *,
         status: int,
-        completed: bool,
+        outcome: Outcome,
         seconds: float,
         prompted: bool,
         facts: ResponseFacts | None,
@@ -193,7 +199,12 @@ class GatewayMetrics:
         handles = self._handles.get(key)
         if handles is None:
             handles = self._handles[key] = InterceptionHandles(self, provider, label, route, client or "unknown")
-        (handles.completed if completed else handles.failed)[0] += 1
+        if outcome == "completed":
+            handles.completed[0] += 1
+        else:
+            handles.failed[0] += 1
+            if outcome == "client_closed":
+                handles.client_closed[0] += 1
         handles.duration.observe(seconds)
         if prompted:
             handles.prompts[0] += 1
