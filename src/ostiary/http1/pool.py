@@ -22,6 +22,7 @@ from ostiary.core.secret import Secret
 
 from .errors import Failure, UpstreamError
 from .origin import IPNetwork, Origin, bypasses_proxy, is_refused
+from .tls import UpstreamTLS
 from .upstream import UpstreamConnection
 
 KEEPALIVE_SECONDS: Final = 60.0
@@ -137,14 +138,9 @@ class Pool:
         return self._adopt(connection)
 
     async def _secure(self, tcp: asyncio.Transport, origin: Origin) -> UpstreamConnection:
-        """TLS over a connection that was made without: so what stands below it can be paused, see `tls_started`."""
         connection = UpstreamConnection(self, origin)
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                tcp, cast("asyncio.Protocol", connection), self._tls, server_hostname=origin.host
-            )
-            assert secured is not None
-            connection.tls_started(secured, tcp)
+            await UpstreamTLS(tcp, connection, self._tls, origin.host).handshake()
             return self._adopt(connection)
         except BaseException:
             tcp.abort()
@@ -289,5 +285,6 @@ def client_tls_context(ca_file: str = "") -> ssl.SSLContext:
     """TLS towards upstreams: verified, 1.2 or newer, HTTP/1.1 only. Raises `OSError` for an unreadable CA file."""
     context = ssl.create_default_context(cafile=ca_file or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     return context

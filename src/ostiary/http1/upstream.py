@@ -205,11 +205,7 @@ class UpstreamConnection:
         self.transport = self._tcp = cast("asyncio.Transport", transport)
 
     def tls_started(self, transport: asyncio.Transport, tcp: asyncio.Transport) -> None:
-        """In place of `connection_made`: `transport` is TLS over `tcp`, and `tcp` is what is paused.
-
-        uvloop's TLS goes on reading from `tcp` while it is paused itself, and when it sees the end there, it closes and drops
-        what it has not passed on: a slow client would lose the end of an answer.
-        """
+        """In place of `connection_made`: `transport` is TLS over `tcp`, and `tcp` is what is paused."""
         self.transport = transport
         self._tcp = tcp
 
