@@ -123,7 +123,7 @@ class Call(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
-        self._load.answering.add(self)
+        self._load.head_came(self)
 
     def on_body(self, data: bytes) -> None:
         self.body += data
@@ -135,7 +135,7 @@ class Call(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.complete:
             self.error = self.error or (str(exc) if exc else "the connection ended")
-        self._load.answering.discard(self)
+        self._load.ended(self)
         self.seconds = time.monotonic() - self.began
         if not self.ended.done():
             self.ended.set_result(None)
@@ -150,7 +150,8 @@ class Call(asyncio.Protocol):
 
 
 class Load:
-    """A context: calls are made within, `concurrency` at once, until `total` of them or `finish`. Then all have ended.
+    """A context: calls are made within, `concurrency` at once, until `total` of them or `finish`. Then all have ended; when the
+    test has failed they are cut.
 
     `token`: of one person, or of several by their names, who take turns.
     """
@@ -177,19 +178,31 @@ class Load:
         self._prefix = prefix
         self._content = content
         self._stopping = False
+        self._abandoned = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name="load")
         self.calls: list[Call] = []
         """Those that have ended, in the order in which they did."""
-        self.answering: set[Call] = set()
-        """Those whose head has come."""
+        self._answering: set[Call] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *_failure: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_failure: object) -> None:
+        self._abandoned = failure is not None
         self.finish()
+
+    @property
+    def answering(self) -> tuple[Call, ...]:
+        """Those whose head has come, and their end not yet."""
+        return tuple(self._answering)
+
+    def head_came(self, call: Call) -> None:
+        self._answering.add(call)
+
+    def ended(self, call: Call) -> None:
+        self._answering.discard(call)
 
     def finish(self) -> list[Call]:
         """Begin no new call, wait for those under way; gives all."""
@@ -232,8 +245,8 @@ class Load:
         while not done.done():
             await asyncio.wait({done}, timeout=1.0)
             for call in list(under_way):
-                if call.silence > GIVE_UP:
-                    call.give_up(f"silent for {GIVE_UP} s")
+                if self._abandoned or call.silence > GIVE_UP:
+                    call.give_up("abandoned" if self._abandoned else f"silent for {GIVE_UP} s")
         done.result()
 
     async def _caller(self, under_way: set[Call]) -> None:
