@@ -59,12 +59,12 @@ def call(server: Server, model: str, provider: str = "openai", **headers: str) -
     return found
 
 
-def spans_of(taken: Collector, interception: str) -> list[dict[str, Any]]:
+def spans_of(taken: Collector, interception: str, named: str = "ostiary.interception.id") -> list[dict[str, Any]]:
     """The request's span and those of its attempts, once they have arrived."""
 
     def found() -> list[dict[str, Any]]:
         spans = taken.spans()
-        ids = [one["id"] for one in spans if one["attributes"].get("ostiary.interception.id") == interception]
+        ids = [one["id"] for one in spans if one["attributes"].get(named) == interception]
         return [one for one in spans if one["id"] in ids or one["parent"] in ids]
 
     spans: list[dict[str, Any]] = eventually(found, what=f"the spans of {interception}")
@@ -98,6 +98,17 @@ def test_each_attempt_of_a_failover_is_a_span(told: Server, taken: Collector, fa
     assert not request["failed"]
     assert first["end"] == second["start"]
     assert LIMITED not in str(taken.spans())
+
+
+def test_what_is_passed_on_is_a_trace_too(told: Server, taken: Collector) -> None:
+    given = {"Authorization": f"Bearer {told.new_token('list')}", "traceparent": CONTEXT}
+    answer = ask(told.port, "GET", "/api/v2/ai-gateway/openai/v1/models", given)
+    assert answer.status == 200
+    request, attempt = spans_of(taken, str(answer.header("x-ostiary-request-id")), "ostiary.request.id")
+    assert (request["name"], attempt["name"]) == ("GET /{provider}/v1/models", "GET /v1/models")
+    assert (request["parent"], attempt["parent"]) == (PARENT, request["id"])
+    assert attempt["attributes"]["http.response.status_code"] == 200
+    assert not any(name.startswith("gen_ai.") for name in attempt["attributes"])
 
 
 def test_what_is_sent_is_not_lost_at_a_stop(fake: FakeProvider) -> None:
