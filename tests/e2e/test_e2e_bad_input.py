@@ -175,7 +175,7 @@ def test_chunks_that_grow_too_large(person: Person, fake: FakeProvider) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_bodies_beyond_the_memory_for_them_have_to_wait(guest: Person, fake: FakeProvider, framing: str) -> None:
-    """There is room for two of this size. What is held for a client that leaves is free again, what is only announced always."""
+    """There is room for two of this size. What is held for a client that leaves is free again; what is only announced is."""
     size = 30 * MIB
     chunk = b"%x\r\n%b\r\n" % (MIB, b" " * MIB)
     extra = {"Content-Length": str(size)} if framing == "length" else {"Transfer-Encoding": "chunked"}
