@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 COMPILED := build/compiled
 WORKERS ?= auto
 
-.PHONY: help install run test test-compiled check wheel bench bench-quick proto lock fmt clean
+.PHONY: help install run test test-compiled check wheel bench bench-quick bench-stages bench-growth proto lock fmt clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,11 +43,17 @@ $(COMPILED)/.built: $(STAMP) hatch_build.py $(shell find src/ostiary -name '*.py
 test-compiled: $(COMPILED)/.built ## all tests, on the compiled build
 	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-bench: $(STAMP) ## nginx and Ostiary side by side, written to docs/performance.md
+bench: $(COMPILED)/.built ## nginx and Ostiary side by side, written to docs/performance.md
 	$(BIN)/python -m bench
 
-bench-quick: $(STAMP) ## the same in about a minute, printed only
+bench-quick: $(COMPILED)/.built ## the same in about a minute, printed only
 	$(BIN)/python -m bench --quick
+
+bench-stages: $(COMPILED)/.built ## where the time of a call goes, written to docs/performance.md
+	$(BIN)/python -m bench stages
+
+bench-growth: $(COMPILED)/.built ## how cost grows with sizes, lengths and numbers, and with fewer cores
+	$(BIN)/python -m bench growth
 
 fmt: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .

@@ -34,7 +34,7 @@ _SETUP = """
 import sys
 from mypyc.build import mypycify
 from setuptools import setup
-setup(name="ostiary", packages=[], ext_modules=mypycify(sys.argv[3:], opt_level="3", debug_level="0"),
+setup(name="ostiary", packages=[], ext_modules=mypycify(sys.argv[3:], opt_level="3", debug_level="0", target_dir=sys.argv[2]),
       script_args=["build_ext", "--build-lib", sys.argv[1], "--build-temp", sys.argv[2]])
 """
 

@@ -105,6 +105,9 @@ def test_a_run_is_read_at_once() -> None:
 def test_a_run_ends_where_something_else_stands() -> None:
     run = delta(1, "thinking_delta", "a") * 20
     at = run.find(b'"thinking":"') + len(b'"thinking":"')
-    assert texts_alike(run + PING + run, 0, at, b'"}}\n\n') is None
-    assert texts_alike(run[:-3], 0, at, b'"}}\n\n') is None
+    assert texts_alike(run + PING + run, 0, at, b'"}}\n\n') == ([PADDING + "a"] * 20, len(run))
+    cut = texts_alike(run[:-3], 0, at, b'"}}\n\n')
+    assert cut is not None
+    assert (len(cut[0]), run[cut[1] :]) == (19, delta(1, "thinking_delta", "a"))
+    assert texts_alike(delta(1, "thinking_delta", "a")[:-3], 0, at, b'"}}\n\n') is None
     assert texts_alike(delta(1, "thinking_delta", "\\\\") * 20, 0, at, b'"}}\n\n') is None

@@ -40,7 +40,7 @@ _DELTA_KINDS: Final = (
 _DELTA_END: Final = b'"}}\n\n'
 _DIGITS: Final = 8
 _RUNS: Final = 16
-"""So many runs of deltas are looked for in a block: looking for the end of each goes over all that is behind it."""
+"""So many runs of deltas are read at once in a block: more than a few say that they are short, and not worth it."""
 
 
 # --- requests

@@ -98,21 +98,24 @@ def texts_alike(block: bytes, begin: int, at: int, closing: bytes) -> tuple[list
     """The strings of events that differ in nothing else, from `begin` on, and where these events end.
 
     `at`: where the string of the first of them begins, behind its quote. `closing`: what is the same behind the strings,
-    from the quote to the blank line. None when the events are not told apart this way, e.g. when others stand between.
+    from the quote to the blank line. None when there are none, or one holds anything but a string.
     """
     opening = block[begin:at]
-    end = block.find(closing, block.rfind(opening) + len(opening))
-    if end < 0:
-        return None
-    found = block[at:end].split(closing + opening)
+    found: list[bytes] = []
+    while (end := block.find(closing, at)) >= 0:
+        found.append(block[at:end])
+        begin = end + len(closing)
+        if not block.startswith(opening, begin):
+            break
+        at = begin + len(opening)
     array = b'","'.join(found)
-    if b'\\","' in array or array.endswith(b"\\"):
+    if not found or b'\\","' in array or array.endswith(b"\\"):
         return None  # an escape at the end of a string: whether of its quote is not for us to count
     try:
         texts = _texts.decode(b'["' + array + b'"]')
     except ValueError:
         return None
-    return (texts, end + len(closing)) if len(texts) == len(found) else None
+    return (texts, begin) if len(texts) == len(found) else None
 
 
 def positions(block: bytes, token: bytes, end: int | None = None) -> list[int]:
