@@ -61,7 +61,7 @@ def reconcile(
     rows = eventually(
         lambda: _all_shipped(server, machines),
         within=within,
-        what=lambda: "all is shipped and ended:\n" + "\n".join(machine.tail() for machine in machines),
+        what=lambda: f"all is shipped and ended; {_open(server)}\n" + "\n".join(machine.tail() for machine in machines),
     )
     journals = {one["journal_id"]: one for one in journals_of(server)}
     marks = Counter(mark_of(row) for row in rows)
@@ -141,6 +141,14 @@ def _all_shipped(server: Server, machines: Sequence[Machine]) -> list[dict[str, 
     except httpx.HTTPError:
         return None  # something has died a moment ago
     return rows if all(row["ended_at"] for row in rows) else None
+
+
+def _open(server: Server) -> str:
+    """What has no end, for the message of a failed test."""
+    try:
+        return f"without an end: {[(mark_of(row), row['id']) for row in server.interceptions() if not row['ended_at']]}"
+    except httpx.HTTPError as error:
+        return f"the server does not say: {error}"
 
 
 def _check_row(server: Server, row: dict[str, Any], call: Call | None) -> None:
