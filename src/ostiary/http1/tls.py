@@ -181,4 +181,6 @@ class UpstreamTLS:
         return self._tcp.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:  # Any: as asyncio has it
+        if name == "peercert":
+            return self._tls.getpeercert()
         return self._tcp.get_extra_info(name, default)
