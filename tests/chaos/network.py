@@ -75,6 +75,8 @@ class Peer(asyncio.Protocol):
         """`closed` or `reset`, once it has ended."""
         self.seconds = 0.0
         """How long it stood."""
+        self.ended_at = 0.0
+        """By the monotonic clock."""
         self._made = time.monotonic()
         self._transport: asyncio.Transport
 
@@ -88,7 +90,8 @@ class Peer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end = "reset" if exc is not None else "closed"
-        self.seconds = time.monotonic() - self._made
+        self.ended_at = time.monotonic()
+        self.seconds = self.ended_at - self._made
 
     @property
     def status(self) -> int:

@@ -31,7 +31,7 @@ from tests.support.server import OWNER_TOKEN, eventually
 
 MIB = 1024 * 1024
 BEARER = f"Authorization: Bearer {OWNER_TOKEN}"
-SLACK = 4.0
+SLACK = 5.0
 """Seconds that a time-out may come late here: a sweep, and a machine on which other tests run."""
 
 
@@ -185,7 +185,7 @@ def test_a_provider_that_no_descriptor_is_left_for_is_not_blamed(start_site: Sta
 # --- slow on purpose
 
 SLOW = 10_000 if LONG else 2_500
-SLOW_TIMES = {"OSTIARY_CLIENT_HEAD_TIMEOUT": "4s", "OSTIARY_CLIENT_BODY_TIMEOUT": "4s"}
+SLOW_TIMES = {"OSTIARY_CLIENT_HEAD_TIMEOUT": "4s", "OSTIARY_CLIENT_BODY_TIMEOUT": "8s"}
 
 
 async def drip(peers: Sequence[Peer], data: bytes, until: asyncio.Event) -> None:
@@ -205,6 +205,7 @@ def test_heads_that_come_byte_by_byte_end_after_the_head_time_and_touch_nobody(s
         crowd.each(
             peers, lambda peer: peer.send(b"POST /api/v2/ai-gateway/openai/v1/chat/completions HTTP/1.1\r\nX-A: ")
         )
+        begun = time.monotonic()
         over = asyncio.Event()
         dripping = crowd.begin(drip(peers, b"a", over))
         beside = traffic(site, "beside")
@@ -214,9 +215,8 @@ def test_heads_that_come_byte_by_byte_end_after_the_head_time_and_touch_nobody(s
     told = f"{SLOW} heads byte by byte: {alone} before, {beside} beside them"
     assert {peer.status for peer in peers} == {408}
     assert all(b"the request head did not come in time" in peer.received for peer in peers)
-    times = sorted(peer.seconds for peer in peers)
-    assert times[0] >= 4.0
-    assert times[-1] < 4.0 + SLACK, told
+    assert min(peer.seconds for peer in peers) >= 4.0
+    assert max(peer.ended_at for peer in peers) < begun + 4.0 + SLACK, told
     assert metric(site.front, "ostiary_refused_requests_total", reason="bad_head") == SLOW
     check_untouched(alone, beside)
     await_quiet(site, before.descriptors)
@@ -248,7 +248,7 @@ def test_bodies_that_come_byte_by_byte_hold_no_memory_and_touch_nobody(start_sit
     told = f"{SLOW} bodies byte by byte: {alone} before, {beside} beside them; {before}, {during}"
     assert {peer.status for peer in peers} == {408}
     assert all(b"The request body stopped coming." in peer.received for peer in peers)
-    assert seconds < 4.0 + SLACK, told
+    assert seconds < 8.0 + SLACK, told
     each = (during.memory - before.memory) / SLOW
     assert each < 2 * MEMORY_EACH, f"{each}: {told}"  # with an exchange, its head and what it knows of the caller
     check_untouched(alone, beside)

@@ -208,7 +208,14 @@ HEADLESS = (
 )
 NEVER = "hang=before-head"
 STALLS = "hang=mid-body"
-FAULTY = {"OSTIARY_HEAD_TIMEOUT": "3s", "OSTIARY_IDLE_TIMEOUT": "3s", "OSTIARY_KEEPALIVE_POOL": "0", **NO_BREAKER}
+HEAD_SECONDS = 8
+"""A head that is torn to bytes comes in hundreds of turns of a provider's loop that is busy with others'."""
+FAULTY = {
+    "OSTIARY_HEAD_TIMEOUT": f"{HEAD_SECONDS}s",
+    "OSTIARY_IDLE_TIMEOUT": "4s",
+    "OSTIARY_KEEPALIVE_POOL": "0",
+    **NO_BREAKER,
+}
 """No pool: over a connection that was used before, what ends without a byte is asked once more."""
 ROUNDS = 12 if LONG else 1
 
@@ -251,7 +258,7 @@ def test_providers_that_are_slow_or_fail_are_waited_for_told_of_and_touch_nobody
             assert seen == (502, True, "upstream_error"), call
         elif control == NEVER:
             assert (*seen, row["error_type"]) == (504, True, "upstream_error", "timeout"), call
-            assert call.seconds >= 3
+            assert call.seconds >= HEAD_SECONDS
         elif "reset" in control and call.status == 502:
             assert seen == (502, True, "upstream_error"), call  # a reset may overtake what was sent before it
         else:
@@ -270,9 +277,9 @@ SMALL_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Leng
 
 
 def test_a_head_byte_by_byte_has_the_head_time_and_no_more(start_site: StartSite) -> None:
-    site = start_site(workers=1, front=FAULTY)
+    site = start_site(workers=1, front={"OSTIARY_HEAD_TIMEOUT": "6s"}, **NO_BREAKER)
     before = usage(site.front)
-    for model, pace in (("drips", 10), ("creeps", 100)):  # within a second; within eight
+    for model, pace in (("drips", 5), ("creeps", 150)):  # in half a second; in fourteen
         recorded = (SMALL_HEAD + SMALL).decode()
         site.fake.replay("/v1/chat/completions", model=model, raw=recorded, control=f"chunk=1 pace={pace}")
 
@@ -292,7 +299,7 @@ def test_a_head_byte_by_byte_has_the_head_time_and_no_more(start_site: StartSite
         for one in creeping:
             answer, seconds = one.result(60)
             assert answer.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
-            assert 3.0 <= seconds < 3.0 + 4.0, "no later than a sweep, on a machine on which other tests run"
+            assert 6.0 <= seconds < 6.0 + 5.0, "no later than a sweep, on a machine on which other tests run"
     await_quiet(site, before.descriptors)
     result = reconcile(site)
     assert result.outcomes == {"completed": DRIPPING, "upstream_error": DRIPPING}
