@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
+from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -78,6 +79,7 @@ async def connect(
         pool_timeout=_POOL_TIMEOUT,
         pool_pre_ping=True,
     )
+    event.listen(engine.sync_engine, "checkin", _discard_what_is_in_transaction)
     try:
         await _check(engine)
     except BaseException:
@@ -98,6 +100,19 @@ async def connect_driver(url: Secret, *, command_timeout: float = _CONNECT_TIMEO
         )
     except (*DATABASE_ERRORS, ValueError, asyncpg.ClientConfigurationError) as exc:
         raise _connect_error(exc) from exc
+
+
+def _discard_what_is_in_transaction(connection: Any, record: Any) -> None:  # Any: of the pool
+    """Close a connection that comes back in the middle of a transaction, rather than let the next one continue that.
+
+    When a task is cancelled while asyncpg begins a transaction, the transaction stays, and those that follow on the connection
+    are savepoints within it: they would seem to be committed, hold their locks, and be gone with the connection.
+    """
+    if connection is None:
+        return
+    found = connection.driver_connection
+    if found.is_in_transaction() or found._top_xact is not None:
+        record.invalidate()
 
 
 async def driver(connection: AsyncConnection) -> Any:  # Any: asyncpg is untyped
