@@ -48,7 +48,7 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
         """For builds in isolation: mypy reads the types of what the modules import."""
         if not _wanted():
             return []
-        return ["mypy>=2.4", "setuptools>=80", *self.metadata.core.dependencies]
+        return ["botocore-stubs>=1.42", "mypy>=2.4", "setuptools>=80", *self.metadata.core.dependencies]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and put the libraries into the wheel. Raises what the compiler says."""

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ostiary.http1.tls import UpstreamTLS
-from ostiary.http1.upstream import UpstreamConnection
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
@@ -87,9 +86,7 @@ class Peer:
         self.tls = server.wrap_bio(self._in, self._out, server_side=True)
         self.tcp = Tcp()
         self.above = Above()
-        self.ours = UpstreamTLS(
-            cast("asyncio.Transport", self.tcp), cast("UpstreamConnection", self.above), client, "api.test"
-        )
+        self.ours = UpstreamTLS(cast("asyncio.Transport", self.tcp), self.above, client, "api.test")
         self.received = b""
 
     async def established(self, cut: int = 1 << 20) -> None:

@@ -4,6 +4,7 @@ Every method is called from the event loop; none may raise, and each may call ba
 `abort`, `pause_reading` ...) before it returns.
 """
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import HeadError, UpstreamError
@@ -99,3 +100,20 @@ class Returns(Protocol):
     def release(self, connection: "UpstreamConnection") -> None: ...
 
     def forget(self, connection: "UpstreamConnection") -> None: ...
+
+
+class Secured(Protocol):
+    """What stands above TLS: an `asyncio.Protocol` that is told of its transport once that is safe."""
+
+    def tls_started(self, transport: asyncio.Transport, tcp: asyncio.Transport) -> None:
+        """In place of `connection_made`. Reading is paused at `tcp`."""
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...

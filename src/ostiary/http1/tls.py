@@ -15,10 +15,9 @@ import errno
 import os
 import ssl
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
-if TYPE_CHECKING:
-    from .upstream import UpstreamConnection
+from .interfaces import Secured
 
 _RECORD: Final = 16 * 1024
 """The most that one record carries (RFC 8446 §5.1), and so the most that one read gives."""
@@ -32,9 +31,7 @@ class UpstreamTLS:
 
     __slots__ = ("_closing", "_connection", "_established", "_failure", "_incoming", "_outgoing", "_tcp", "_tls")
 
-    def __init__(
-        self, tcp: asyncio.Transport, connection: "UpstreamConnection", context: ssl.SSLContext, host: str
-    ) -> None:
+    def __init__(self, tcp: asyncio.Transport, connection: Secured, context: ssl.SSLContext, host: str) -> None:
         self._tcp = tcp
         self._connection = connection
         self._incoming = ssl.MemoryBIO()
