@@ -201,10 +201,11 @@ def test_heads_that_come_byte_by_byte_end_after_the_head_time_and_touch_nobody(s
     alone = traffic(site, "alone")
     before = usage(site.front)
     with Crowd(site.front.port) as crowd:
-        peers = crowd.connect(SLOW)
-        crowd.each(
-            peers, lambda peer: peer.send(b"POST /api/v2/ai-gateway/openai/v1/chat/completions HTTP/1.1\r\nX-A: ")
-        )
+        peers: list[Peer] = []
+        while len(peers) < SLOW:
+            some = crowd.connect(500)
+            crowd.each(some, lambda peer: peer.send(POST.encode() + b"X-A: "))
+            peers += some
         begun = time.monotonic()
         over = asyncio.Event()
         dripping = crowd.begin(drip(peers, b"a", over))
