@@ -47,3 +47,19 @@ def test_random_processes_are_killed_under_load(
     assert len(result.late) <= max(3, len(calls) // 200), result
     if LONG:
         say(f"kills, seed {chance.seed_number}: {load.summary()}; {result}; killed {', '.join(killed)}")
+
+
+def test_links_that_die_in_the_middle_of_a_batch_hold_up_no_batch_that_follows(
+    start_site: StartSite, chance: Chance
+) -> None:
+    """Batches that nobody waits for any more are given up by the control plane: no lock and no transaction may stay."""
+    site = start_site(standalone=True)
+    with site.load() as load:
+        load.progress(60)
+        for _ in range(60 if LONG else 8):
+            load.progress(chance.randrange(5, 60))
+            site.kill(site.gateway, chance.choice(("link", "link", "worker")), chance)
+        site.await_link()
+        load.finish()
+    result = site.reconcile(load, within=15)
+    assert set(result.outcomes) <= {"completed", "interrupted"}

@@ -179,7 +179,9 @@ def _check_journals(rows: list[dict[str, Any]], journals: dict[str, dict[str, An
         assert journal["acked_seq"] == journal["stored"] + journal["duplicate"] + journal["rejected"], journal
         assert not journal["rejected"], journal
         assert not journal["duplicate"], journal
-        assert journal["stored"] == starts[journal_id] + ends[journal_id] + journal["gone"], journal
+        closings = journal["stored"] - starts[journal_id] - ends[journal_id]
+        # a link that dies between the acknowledgement of a closing and the removal of the journal has it written again
+        assert journal["gone"] <= closings <= 3 * journal["gone"], journal
 
 
 def _last_record(directory: Path) -> int:
