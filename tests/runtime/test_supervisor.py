@@ -221,6 +221,25 @@ def test_a_fatal_report_ends_the_command_with_its_line_and_status(open_directory
         assert all(_gone(process) for process in family)
 
 
+def test_a_control_plane_that_cannot_come_back_ends_nothing_and_is_tried_until_it_can(data_dir: Path) -> None:
+    with supervised(server_plan(data_dir, workers=1)) as server:
+        server.wait_ready()
+        before = server.pids()
+        refuses = data_dir / "control-refuses"
+        refuses.touch()
+        os.kill(before["control"], signal.SIGKILL)
+        said = "failing to start child again"
+        eventually(lambda: server.err.count(said) >= 2, "it is tried more than once")
+        refuses.unlink()
+        known = data_dir / "control-facts"
+        eventually(lambda: json.loads(known.read_text())["pid"] != before["control"], "it is back")
+        assert server.process.poll() is None
+        assert server.pids()["worker-0"] == before["worker-0"]
+        assert "the encryption key is not the one of this database" in server.err
+        server.signal(signal.SIGTERM)
+        assert server.wait_end() == 0, server.err
+
+
 def test_a_child_that_never_gets_ready_ends_the_start(open_directory: Path) -> None:
     data_dir = open_directory / "data"
     data_dir.mkdir()

@@ -2,7 +2,8 @@
 
 Rules
 - The start goes in one order: database, migrations, partitions, vault, owner, seeding, then the first request. What
-  cannot be got over ends the whole command with one line; nothing is served half-started.
+  cannot be got over ends the whole command with one line, a restart in a running server is tried again; nothing is
+  served half-started.
 - Whether another try could help decides the rest: a database that does not answer is waited for, `CONNECT_PATIENCE`
   seconds; one that refuses us is not.
 - Signals are the supervisor's business. `Drain` lets requests finish; a second one cuts them.

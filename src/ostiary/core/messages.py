@@ -167,7 +167,8 @@ class MachineReady(Struct, frozen=True, tag=True):
 
 
 class Fatal(Struct, frozen=True, tag=True):
-    """The whole command must end with this one line and this exit status."""
+    """The child cannot go on, and starting it again does not help: the whole command ends with this one line and this
+    exit status. When an earlier life of the child has served it is no reason to end (see `runtime.supervisor`)."""
 
     message: str
     exit_status: int = 1

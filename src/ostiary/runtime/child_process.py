@@ -42,6 +42,8 @@ class ChildProcess:
         self.name = name
         self.ready = False
         """It serves; since its last start."""
+        self.served = False
+        """It has been ready once, in this or an earlier life."""
         self.final = False
         """Not to be started again."""
         self.records_left: int | None = None
@@ -114,7 +116,7 @@ class ChildProcess:
 
     def _on_message(self, report: Report, _fd: int | None) -> None:
         if isinstance(report, Ready):
-            self.ready = True
+            self.ready = self.served = True
         self._on_report(self, report)
 
     def _on_closed(self, reason: str) -> None:

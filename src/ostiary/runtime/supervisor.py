@@ -7,6 +7,9 @@ Rules
   plane) waits for it in its boot message or in a listen queue.
 - A child or PostgreSQL that ends is started again, with back-off; a worker and the link get a new socketpair whenever
   one of them is new. A child that never gets ready ends the command, as `Fatal` does: its exit status is the cause.
+  But what keeps the successor of a child that has served from starting (a control plane without its database, a worker
+  with a broken certificate) ends nothing: the others serve on, and it is tried again. The link's `Fatal` always ends:
+  it says that the control plane refuses this machine.
 - End: workers, link (ships what the workers left), control plane, fake provider, PostgreSQL. A second signal cuts,
   a third kills. What is left unshipped is said, and makes the exit status non-zero.
 - It must survive: it holds no request, parses no input, and everything that can wait is bounded.
@@ -209,6 +212,8 @@ class Supervisor:
                 self._announce_when_ready()
             case Note():
                 self._terminal.note(report)
+            case Fatal() if child.served and child is not self._link:
+                _log.error("failing to start child again", child=child.name, cause=report.message)
             case Fatal():
                 child.final = True
                 self._fail(report.message, report.exit_status)
