@@ -1,5 +1,6 @@
 """Runs of deltas that differ in their text alone are read at once, and mean what they mean one by one."""
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -99,15 +100,30 @@ def test_a_run_is_read_at_once() -> None:
     run = b"".join(delta(1, "input_json_delta", text) for text in texts)
     at = run.find(b'"partial_json":"') + len(b'"partial_json":"')
     found = texts_alike(run + closed(1), 0, at, b'"}}\n\n')
-    assert found == ([PADDING + text.replace("\\", "") for text in texts], len(run))
+    assert found == ("".join(PADDING + text.replace("\\", "") for text in texts), len(run))
 
 
-def test_a_run_ends_where_something_else_stands() -> None:
+def test_a_run_ends_with_the_last_that_is_alike() -> None:
     run = delta(1, "thinking_delta", "a") * 20
     at = run.find(b'"thinking":"') + len(b'"thinking":"')
-    assert texts_alike(run + PING + run, 0, at, b'"}}\n\n') == ([PADDING + "a"] * 20, len(run))
-    cut = texts_alike(run[:-3], 0, at, b'"}}\n\n')
-    assert cut is not None
-    assert (len(cut[0]), run[cut[1] :]) == (19, delta(1, "thinking_delta", "a"))
-    assert texts_alike(delta(1, "thinking_delta", "a")[:-3], 0, at, b'"}}\n\n') is None
-    assert texts_alike(delta(1, "thinking_delta", "\\\\") * 20, 0, at, b'"}}\n\n') is None
+    rest = delta(1, "thinking_delta", "a", ',"signature":"s"')[:-1] + PING
+    assert texts_alike(run + PING + rest, 0, at, b'"}}\n\n') is None, "is the last one alike?"
+    assert texts_alike(run + closed(1) + PING, 0, at, b'"}}\n\n') == ((PADDING + "a") * 20, len(run))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [PING, delta(2, "thinking_delta", "b"), delta(1, "thinking_delta", "b", ',"x":""'), delta(1, "text_delta", "b")],
+)
+def test_a_run_with_something_else_in_it_is_none(odd: bytes) -> None:
+    run = delta(1, "thinking_delta", "a") * 20
+    at = run.find(b'"thinking":"') + len(b'"thinking":"')
+    assert texts_alike(run + odd + run, 0, at, b'"}}\n\n') is None
+
+
+@pytest.mark.parametrize("text", ["\\\\", "\\", '"', "\x01", "\n"])
+def test_a_run_whose_strings_are_not_plain_is_none(text: str) -> None:
+    run = delta(1, "thinking_delta", text) * 20
+    at = run.find(b'"thinking":"') + len(b'"thinking":"')
+    assert texts_alike(run, 0, at, b'"}}\n\n') is None
+    assert texts_alike(run[:-3], 0, at, b'"}}\n\n') is None

@@ -41,6 +41,7 @@ COMPACT_BYTES: Final = 16 * 1024
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Sink = Callable[[bytes], object]
+Feed = Callable[[bytes | memoryview], object]
 
 
 class _ChunkTracker:
@@ -86,7 +87,6 @@ class UpstreamConnection:
         "_to_head_request",
         "_tracker",
         "_verbatim",
-        "_write",
         "origin",
         "quiet",
         "request_complete",
@@ -106,10 +106,9 @@ class UpstreamConnection:
         self._segment = b""
         self._heard = False
         self._ended = False
-        self._feed: Sink | None = None
+        self._feed: Feed | None = None
         self._tracker: _ChunkTracker | None = None
         self._sink: Sink = _nowhere
-        self._write: Sink = _nowhere
         self._observe: Sink | None = None
         self._compact: Callable[[], object] | None = None
         self._shown = 0
@@ -165,8 +164,7 @@ class UpstreamConnection:
         """
         self._compact = compact
         self._state = _RELAY
-        self._sink = self._with_head
-        self._write = sink
+        self._sink = sink if verbatim or prefix else _nowhere
         self._observe = observe
         self._verbatim = verbatim
         self._prefix = prefix
@@ -292,13 +290,16 @@ class UpstreamConnection:
             self._tracker = tracker = _ChunkTracker(self._observe)
             self._feed = HttpResponseParser(tracker).feed_data
             self._feed(_CHUNKED_HEAD)
+            if self._state == _RELAY and end < len(data):
+                self._take_chunks(self._feed, data, end)  # with the head before it: a burst is not copied to be cut off
+                return
         rest = data[end:]
         if self._state == _DISCARD:
             self._discard_body(rest)
         elif rest or head.framing == NO_BODY:
             self._take_body(rest)
         else:
-            self._sink(b"")
+            self._pass_on(b"", 0, 0)
 
     def _take_body(self, data: bytes) -> None:
         if self._feed is not None:
@@ -318,7 +319,7 @@ class UpstreamConnection:
                 data = data[: self._left]
                 left = 0
             self._left = left
-        self._sink(data)
+        self._pass_on(data, 0, len(data))
         if data and self._observe is not None:
             self._observe(data)
         if self._state == _CLOSED:
@@ -331,11 +332,12 @@ class UpstreamConnection:
                 self._shown = 0
                 self._compact()
 
-    def _take_chunks(self, feed: Sink, data: bytes) -> None:
+    def _take_chunks(self, feed: Feed, data: bytes, begin: int = 0) -> None:
+        """The body is what stands from `begin` on."""
         tracker = self._tracker
         assert tracker is not None
         try:
-            feed(data)
+            feed(memoryview(data)[begin:] if begin else data)
         except HttpParserError as exc:
             self._fail_body("bytes after the end of the response" if tracker.complete else f"broken chunks: {exc}")
             return
@@ -343,9 +345,9 @@ class UpstreamConnection:
             return
         if not tracker.complete:
             self._segment = data if len(data) > 3 else self._segment[-3:] + data
-            self._sink(data)
+            self._pass_on(data, begin, len(data))
             if self._compact is not None:
-                self._shown += len(data)
+                self._shown += len(data) - begin
                 if self._shown > COMPACT_BYTES:
                     self._shown = 0
                     self._compact()
@@ -353,7 +355,7 @@ class UpstreamConnection:
             self._fail_body("bytes after the end of the response")
         else:
             excess = self._line_ends_behind(data)
-            self._sink(data[: len(data) - excess])
+            self._pass_on(data, begin, len(data) - excess)
             if self._state != _CLOSED:
                 self._complete(reusable=not excess)
 
@@ -367,17 +369,25 @@ class UpstreamConnection:
             tail = self._segment[-4:] + data
         return max(0, len(tail) - len(tail.rstrip(b"\r\n")) - 4)
 
-    def _with_head(self, data: bytes) -> None:
-        """The first call of the sink: the head goes out in one write with what has come of the body."""
-        prefix, self._prefix = self._prefix, b""
-        self._sink = self._write if self._verbatim else _nowhere
-        self._write(prefix + data if self._verbatim else prefix)
+    def _pass_on(self, data: bytes, begin: int, end: int) -> None:
+        """A part of `data` to the sink; the head goes out in one write with what has come of the body."""
+        if self._prefix:
+            prefix, self._prefix = self._prefix, b""
+            sink = self._sink
+            if not self._verbatim:
+                self._sink = _nowhere
+                end = begin
+            sink(b"".join((prefix, memoryview(data)[begin:end])))
+        elif begin == 0 and end == len(data):
+            self._sink(data)
+        else:
+            self._sink(data[begin:end])
 
     def _fail_body(self, detail: str) -> None:
         """Broken framing: nothing of this read goes out, but the head does, so that the client sees an answer cut."""
         if self._state != _CLOSED:
             if self._prefix:
-                self._write(self._prefix)
+                self._sink(self._prefix)
             self._fail(Failure.PROTOCOL, detail)
 
     def _discard_body(self, data: bytes) -> None:
@@ -424,7 +434,6 @@ class UpstreamConnection:
         self._feed = None
         self._tracker = None
         self._sink = _nowhere
-        self._write = _nowhere
         self._observe = None
         self._compact = None
         self._buffer = b""

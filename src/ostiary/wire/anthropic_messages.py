@@ -171,13 +171,14 @@ class _Seen:
             else:
                 self._message_event(event)
 
-    def texts(self, index: int, texts: list[str]) -> None:
-        """Deltas of one block that is no text."""
+    def text(self, index: int, text: str) -> None:
+        """Of deltas of one block that is no text."""
         found = self._by_index.get(index)
         if found is not None:
-            for text in texts:
-                if text:
-                    self._add(found, text)
+            kept = text[: max(0, self._budget.left)]
+            self._add(found, kept)
+            if len(kept) < len(text):
+                self._add(found, text)  # what is over the budget is told as that
 
     def open(self, index: int | None, start: Block) -> None:
         if self._content == "none":
@@ -307,7 +308,7 @@ class StreamReader:
                 index = block[digits:comma]
                 if found is None or not index.isdigit():
                     return 0
-                texts, end = found
-                self._seen.texts(int(index), texts)
+                text, end = found
+                self._seen.text(int(index), text)
                 return end
         return 0

@@ -22,7 +22,7 @@ DONE: Final = b"[DONE]"
 
 _STRIDE: Final = 4096
 
-_texts: Final = msgspec.json.Decoder(list[str])
+_text: Final = msgspec.json.Decoder(str)
 
 
 class EventDecoder(Generic[T]):
@@ -94,28 +94,30 @@ def _as_array(block: bytes, separator: bytes) -> bytes | None:
     return b"".join((b"[", b",".join(found), b"]"))
 
 
-def texts_alike(block: bytes, begin: int, at: int, closing: bytes) -> tuple[list[str], int] | None:
-    """The strings of events that differ in nothing else, from `begin` on, and where these events end.
+def texts_alike(block: bytes, begin: int, at: int, closing: bytes) -> tuple[str, int] | None:
+    """The strings, joined, of the events from `begin` on that differ in nothing else, and where the last of them ends.
 
     `at`: where the string of the first of them begins, behind its quote. `closing`: what is the same behind the strings,
-    from the quote to the blank line. None when there are none, or one holds anything but a string.
+    from the quote to the blank line. None when other events are among them, or one holds anything but a string.
     """
     opening = block[begin:at]
-    found: list[bytes] = []
-    while (end := block.find(closing, at)) >= 0:
-        found.append(block[at:end])
-        begin = end + len(closing)
-        if not block.startswith(opening, begin):
-            break
-        at = begin + len(opening)
-    array = b'","'.join(found)
-    if not found or b'\\","' in array or array.endswith(b"\\"):
+    end = block.find(closing, block.rfind(opening, begin)) + len(closing)
+    if end < at:
+        return None
+    run = block[begin:end]
+    pieces = run.split(closing)
+    pieces.pop()  # behind the last one: nothing
+    # So each has it once. Who had it elsewhere than at its beginning would leave its quote in the string.
+    if run.count(opening) != len(pieces):
+        return None
+    skip = at - begin
+    joined = b"".join([piece[skip:] for piece in pieces])
+    if b"\\" in joined and b"\\" + closing in run:
         return None  # an escape at the end of a string: whether of its quote is not for us to count
     try:
-        texts = _texts.decode(b'["' + array + b'"]')
+        return _text.decode(b'"' + joined + b'"'), end
     except ValueError:
         return None
-    return (texts, begin) if len(texts) == len(found) else None
 
 
 def positions(block: bytes, token: bytes, end: int | None = None) -> list[int]:

@@ -127,7 +127,8 @@ class StreamObserver:
                 under_way.append(data)
                 self._bound_event()
             return
-        block = b"".join((*under_way, data[:cut]))
+        whole = data[:cut] if cut < len(data) else data
+        block = b"".join((*under_way, whole)) if under_way else whole
         under_way.clear()
         if cut < len(data):
             under_way.append(data[cut:])
