@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ostiary.config import SETTINGS, ConfigError, Loaded, load
-from ostiary.config.settings import Command, default_text, flag, settings_of, variable
+from ostiary.config import SETTINGS, Command, ConfigError, Loaded, load
+from ostiary.config.settings import default_text, flag, settings_of, variable
 
 from .failure import Failure
 from .output import note

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ostiary.config import SETTINGS, ConfigError, Loaded, load
-from ostiary.config.settings import Command, Settings, settings_of
+from ostiary.config import SETTINGS, Command, ConfigError, Loaded, load
+from ostiary.config.settings import Settings, settings_of
 
 from ._app import new_app
 from ._settings_flags import ConfigFile, load_or_fail, problem_text

@@ -26,19 +26,9 @@ from ostiary.core.provider_env import ProviderEnvError, read_provider_environmen
 from ostiary.core.secret import Secret
 
 from . import values
-from .settings import (
-    GATEWAY_LISTEN,
-    MIGRATION_PREFIXES,
-    PREFIX,
-    SETTINGS,
-    Command,
-    Setting,
-    Settings,
-    default_data_dir,
-    flag,
-    settings_of,
-    variable,
-)
+from .installation_settings import GATEWAY_LISTEN
+from .setting import Command, Setting
+from .settings import MIGRATION_PREFIXES, PREFIX, SETTINGS, Settings, default_data_dir, flag, settings_of, variable
 
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 CLIENT_VARIABLES = (PREFIX + "URL", PREFIX + "TOKEN")

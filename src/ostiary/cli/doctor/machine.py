@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ostiary.config import ConfigError, Loaded, load
-from ostiary.config.settings import Command
+from ostiary.config import Command, ConfigError, Loaded, load
 
 from .findings import Finding, Group, number, size
 from .server import FEW_FILES, LEAST_FREE
