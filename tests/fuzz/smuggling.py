@@ -60,49 +60,14 @@ class Shape(NamedTuple):
     build: Callable[[Place], bytes]
 
 
-def _lengths(*shapes: tuple[str, str, bytes]) -> list[Shape]:
-    """Of a `Content-Length` written oddly, in front of a body that is the inner request."""
-
-    def build(field: bytes) -> Callable[[Place], bytes]:
-        return lambda at: at.head(field) + at.inner
-
-    return [Shape(name, source, 400, build(field)) for name, source, field in shapes]
+def _answered(build: Callable[[Place, bytes], bytes], *shapes: tuple[str, str, int, bytes]) -> list[Shape]:
+    """Of shapes that differ in some bytes of them."""
+    return [Shape(name, source, status, lambda at, odd=odd: build(at, odd)) for name, source, status, odd in shapes]
 
 
-def _codings(*shapes: tuple[str, str, bytes]) -> list[Shape]:
-    """Of a `Transfer-Encoding` that hides itself from some readers; the length of the body is right."""
-
-    def build(field: bytes) -> Callable[[Place], bytes]:
-        return lambda at: at.sized(field, body=b"0\r\n\r\n" + at.inner)
-
-    return [Shape(name, source, 400, build(field)) for name, source, field in shapes]
-
-
-def _chunks(*shapes: tuple[str, str, bytes]) -> list[Shape]:
-    """Of chunks that end elsewhere for some readers; the inner request follows."""
-
-    def build(body: bytes) -> Callable[[Place], bytes]:
-        return lambda at: at.chunked(body + at.inner)
-
-    return [Shape(name, source, 400, build(body)) for name, source, body in shapes]
-
-
-def _lines(*shapes: tuple[str, str, int, bytes]) -> list[Shape]:
-    """Of a first line; `$PATH` and `$HOST` are what they say."""
-
-    def build(line: bytes) -> Callable[[Place], bytes]:
-        return lambda at: at.sized(line=line)
-
-    return [Shape(name, source, status, build(line)) for name, source, status, line in shapes]
-
-
-def _fields(*shapes: tuple[str, str, int, bytes]) -> list[Shape]:
-    """Of one more field; the body is the inner request, with its right length."""
-
-    def build(field: bytes) -> Callable[[Place], bytes]:
-        return lambda at: at.sized(field)
-
-    return [Shape(name, source, status, build(field)) for name, source, status, field in shapes]
+def _refused(build: Callable[[Place, bytes], bytes], *shapes: tuple[str, str, bytes]) -> list[Shape]:
+    """The same, of shapes that are all answered with 400."""
+    return _answered(build, *((name, source, 400, odd) for name, source, odd in shapes))
 
 
 REQUESTS: Final[list[Shape]] = [
@@ -136,7 +101,9 @@ REQUESTS: Final[list[Shape]] = [
         400,
         lambda at: at.head(b"Transfer-Encoding: chunked", line=b"POST $PATH HTTP/1.0") + b"0\r\n\r\n" + at.inner,
     ),
-    *_lengths(
+    # A `Content-Length` written oddly, in front of a body that is the inner request
+    *_refused(
+        lambda at, field: at.head(field) + at.inner,
         ("twice, the same", LINHART, b"Content-Length: 2\r\nContent-Length: 2"),
         ("twice, different", LINHART, b"Content-Length: 0\r\nContent-Length: 100"),
         ("a list", "CVE-2019-16789, waitress", b"Content-Length: 2, 2"),
@@ -157,7 +124,9 @@ REQUESTS: Final[list[Shape]] = [
         ("behind NUL", GARDEN, b"Content-Length: 2\x00"),
         ("with a semicolon", GARDEN, b"Content-Length: 2;"),
     ),
-    *_codings(
+    # A `Transfer-Encoding` that hides itself from some readers; the length of the body is right
+    *_refused(
+        lambda at, field: at.sized(field, body=b"0\r\n\r\n" + at.inner),
         ("TE: a space before the colon", "CVE-2019-20445, Netty", b"Transfer-Encoding : chunked"),
         ("TE: a tab before the colon", DESYNC, b"Transfer-Encoding\t: chunked"),
         ("TE: xchunked", DESYNC, b"Transfer-Encoding: xchunked"),
@@ -177,7 +146,9 @@ REQUESTS: Final[list[Shape]] = [
         ("TE: a space in front", "CVE-2021-22959, Node.js", b" Transfer-Encoding: chunked"),
         ("TE: no colon", "CVE-2019-20444, Netty", b"Transfer-Encoding\r\n: chunked"),
     ),
-    *_fields(
+    # One more field; the body is the inner request, with its right length
+    *_answered(
+        lambda at, field: at.sized(field),
         ("an underscore is another field", GARDEN, SERVED, b"Transfer_Encoding: chunked"),
         ("a field of which the name ends like one", GARDEN, SERVED, b"XTransfer-Encoding: chunked"),
         ("a field without a name", "CVE-2023-25725, HAProxy", 400, b": x"),
@@ -220,7 +191,9 @@ REQUESTS: Final[list[Shape]] = [
             b"Content-Length0" + b"a" * 255 + b": x",
         ),
     ),
-    *_chunks(
+    # Chunks that end elsewhere for some readers; the inner request follows
+    *_refused(
+        lambda at, body: at.chunked(body + at.inner),
         ("a bare LF behind the size", "CVE-2025-22871, Go", b"2\n{}\r\n0\r\n\r\n"),
         ("a bare LF in an extension", CHUNKS, b"2;\n{}\r\n0\r\n\r\n"),
         ("a bare CR in an extension", "CVE-2025-55315, Kestrel", b"2;a\rb\r\n{}\r\n0\r\n\r\n"),
@@ -259,8 +232,9 @@ REQUESTS: Final[list[Shape]] = [
         SERVED,
         lambda at: at.head(b"Transfer-Encoding: CHUNKED") + b"2\r\n{}\r\n0\r\n\r\n",
     ),
-    # The first line, and where the request goes
-    *_lines(
+    # The first line, and where the request goes; `$PATH` and `$HOST` are what they say
+    *_answered(
+        lambda at, line: at.sized(line=line),
         ("no version", LINHART, 505, b"GET $PATH HTTP/0.9"),
         ("HTTP/0.9", LINHART, 400, b"GET $PATH"),
         ("HTTP/2 in words", GARDEN, 505, b"POST $PATH HTTP/2.0"),
