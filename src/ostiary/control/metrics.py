@@ -8,7 +8,7 @@ Rules
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import text
@@ -154,34 +154,35 @@ def gauge(name: str, text_: str, value: float | None) -> Family:
     return Family(name, text_, "gauge", (), [] if value is None else [Sample((), value)])
 
 
+_MEASURED: Final[tuple[tuple[str, str, Callable[[Measures], float | None]], ...]] = (
+    ("ostiary_control_database_bytes", "Size of the database.", lambda found: found.database_bytes),
+    (
+        "ostiary_control_oldest_record_timestamp_seconds",
+        "How far back the record goes, Unix time.",
+        lambda found: found.oldest_record,
+    ),
+    (
+        "ostiary_control_partitions_missing",
+        "Weekly partitions that should have been made by now.",
+        lambda found: found.partitions_missing,
+    ),
+    (
+        "ostiary_control_retention_last_run_timestamp_seconds",
+        "When old records were removed last, Unix time.",
+        lambda found: found.retention_at,
+    ),
+    (
+        "ostiary_control_retention_complete",
+        "Whether that left nothing for later.",
+        lambda found: found.retention_complete,
+    ),
+)
+
+
 def _families(measures: Measures | None) -> list[Family]:
     gateways = measures.gateways if measures is not None else {}
     return [
-        gauge(
-            "ostiary_control_database_bytes",
-            "Size of the database.",
-            measures.database_bytes if measures is not None else None,
-        ),
-        gauge(
-            "ostiary_control_oldest_record_timestamp_seconds",
-            "How far back the record goes, Unix time.",
-            measures.oldest_record if measures is not None else None,
-        ),
-        gauge(
-            "ostiary_control_partitions_missing",
-            "Weekly partitions that should have been made by now.",
-            measures.partitions_missing if measures is not None else None,
-        ),
-        gauge(
-            "ostiary_control_retention_last_run_timestamp_seconds",
-            "When old records were removed last, Unix time.",
-            measures.retention_at if measures is not None else None,
-        ),
-        gauge(
-            "ostiary_control_retention_complete",
-            "Whether that left nothing for later.",
-            measures.retention_complete if measures is not None else None,
-        ),
+        *(gauge(name, text_, value(measures) if measures is not None else None) for name, text_, value in _MEASURED),
         Family(
             "ostiary_control_gateways",
             "Gateways that reported within a day: live, or stale for half a minute and more.",
