@@ -2,14 +2,16 @@
 
 It does what a relay must do and nothing else: keep-alive to both sides, the provider's key put in, TLS to the upstream
 verified. Nothing is logged or recorded. Tuned for this work: responses are passed on as they come (`proxy_buffering
-off`, as one must for event streams) through a buffer that takes a whole stream's write, and request bodies stay in memory,
-where by default it writes those over 16 KB to a file first.
+off`, as one must for event streams), and request bodies stay in memory, where by default it writes those over 16 KB to a
+file first. Its buffers for responses are of its own size, a page; once more with a buffer that takes a burst of a stream at
+once: what no file shows that people copy from each other, but the most that nginx can do.
 """
 
 import getpass
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import children, machine
@@ -44,9 +46,6 @@ http {{
     proxy_set_header Authorization "Bearer {key}";
     proxy_set_header X-Api-Key "{key}";
     proxy_buffering off;
-    proxy_buffer_size 64k;
-    proxy_buffers 8 64k;
-    proxy_busy_buffers_size 64k;
     proxy_read_timeout 600s;
     upstream plain {{
         server 127.0.0.1:{plain_port};
@@ -60,6 +59,13 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{listen_plain} backlog=4096;
+        location / {{ proxy_pass http://plain; }}
+    }}
+    server {{
+        listen 127.0.0.1:{listen_large} backlog=4096;
+        proxy_buffer_size 64k;
+        proxy_buffers 8 64k;
+        proxy_busy_buffers_size 64k;
         location / {{ proxy_pass http://plain; }}
     }}
     server {{
@@ -82,13 +88,23 @@ def binary() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
+@dataclass(frozen=True)
+class Relays:
+    """One worker, the same process, by the port."""
+
+    plain: Target
+    tls: Target
+    """To the TLS upstream."""
+    large: Target
+    """With a buffer that holds a whole burst of a stream, so that one write passes it on."""
+
+
 @contextmanager
-def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[tuple[Target, Target]]:
-    """One worker; the relay to the plain upstream and the one to the TLS upstream, same process."""
+def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[Relays]:
     program = binary()
     if program is None:
         raise children.StartError(INSTALL)
-    ports = children.free_port(), children.free_port()
+    ports = children.free_port(), children.free_port(), children.free_port()
     config = folder / "nginx.conf"
     config.write_text(
         _CONFIG.format(
@@ -100,6 +116,7 @@ def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[tu
             tls_port=upstream.tls_port,
             listen_plain=ports[0],
             listen_tls=ports[1],
+            listen_large=ports[2],
             ca_file=upstream.ca_file,
         )
     )
@@ -110,10 +127,8 @@ def nginx(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[tu
         workers = _workers(master.pid)
         for pid in workers:
             machine.pin(pid, cores.under_test)
-        yield (
-            Target("nginx", ports[0], provider_routes(), workers),
-            Target("nginx, TLS upstream", ports[1], provider_routes(), workers),
-        )
+        names = ("nginx", "nginx, TLS upstream", "nginx, 64 KB buffer")
+        yield Relays(*(Target(*place, provider_routes(), workers) for place in zip(names, ports, strict=True)))
 
 
 def _workers(master: int) -> tuple[int, ...]:

@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from . import children, machine
 from .build import Build
@@ -90,14 +92,15 @@ class Server:
         made = self._ask(connection, "POST", "/api/v2/tokens", {"name": "bench", "user": user})
         return str(made["token"])
 
-    def recorded(self) -> int:
-        """How many interceptions are in the database."""
-        return int(self._get(f"{_BASE}/interceptions?limit=1")["count"])
+    def recorded(self, since: datetime) -> int:
+        """How many interceptions that have begun since then are in the database; the server counts to 100,000."""
+        query = urlencode({"q": f"started_after:{since.isoformat()}", "limit": 1})
+        return int(self._get(f"{_BASE}/interceptions?{query}")["count"])
 
-    def wait_recorded(self, count: int, seconds: float) -> int:
+    def wait_recorded(self, count: int, since: datetime, seconds: float) -> int:
         """Wait until so many are stored, or `seconds` have passed; how many there are then."""
         deadline = time.monotonic() + seconds
-        while (stored := self.recorded()) < count and time.monotonic() < deadline:
+        while (stored := self.recorded(since)) < count and time.monotonic() < deadline:
             time.sleep(0.2)
         return stored
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +19,7 @@ from .works import Work
 
 NGINX, OURS, DIRECT = "nginx", "Ostiary", "direct"
 NGINX_TLS, OURS_TLS = "nginx, TLS upstream", "Ostiary, TLS upstream"
+NGINX_LARGE = "nginx, 64 KB buffer"
 RATE = 500
 _WARM_SECONDS = 5.0
 """What LiteLLM and Portkey are given before anything counts: their first calls are slower."""
@@ -80,7 +82,7 @@ class Bench:
     cores: machine.Cores
     folder: Path
     upstream: Upstream
-    nginx: tuple[Target, Target]
+    nginx: nginx.Relays
     measured: build.Build
     server: ostiary.Server | None
     """None when Ostiary did not start."""
@@ -114,7 +116,7 @@ class Bench:
 
     def pair(self, *, tls: bool = False) -> list[Target]:
         """nginx and Ostiary, before the plain or the TLS upstream."""
-        found = [self.nginx[1 if tls else 0]]
+        found = [self.nginx.tls if tls else self.nginx.plain]
         if self.server is not None:
             found.append(self.server.target(OURS_TLS if tls else OURS, tls=tls))
         return found
@@ -157,7 +159,7 @@ def calls_40k(bench: Bench) -> None:
 
 
 def stream(bench: Bench) -> None:
-    _compare(bench, "stream", works.STREAM, [bench.upstream.direct(), *bench.pair()])
+    _compare(bench, "stream", works.STREAM, [bench.upstream.direct(), bench.nginx.large, *bench.pair()])
 
 
 def tls(bench: Bench) -> None:
@@ -202,7 +204,11 @@ def _sampled_memory(pid: int) -> list[int]:
 
 
 def two_workers(bench: Bench) -> None:
-    """A server with one worker beside a server with two, each worker on a core of its own."""
+    """A server with one worker beside a server with two, each worker on a core of its own and all of them kept busy.
+
+    Two workers do more calls than PostgreSQL can take beside load and provider on the cores that are left; so the link is
+    halted while it is measured, and ships between the rounds what the workers have written.
+    """
     if bench.server is None:
         raise children.StartError("Ostiary did not start")
     around = bench.cores.load | bench.cores.upstream
@@ -210,7 +216,27 @@ def two_workers(bench: Bench) -> None:
         bench.another(name="one", home=around) as one,
         bench.another(name="two", workers=2, home=around) as two,
     ):
-        _compare(bench, "workers", works.CALLS, [one.target("one worker"), two.target("two workers")])
+        servers = {"one worker": one, "two workers": two}
+        bench.figures.compared["workers"] = rounds.interleaved(
+            [server.target(name) for name, server in servers.items()],
+            bench.plan.rounds,
+            lambda target: _unshipped_round(bench, servers[target.name], target),
+            bench.note,
+        )
+
+
+def _unshipped_round(bench: Bench, server: ostiary.Server, target: Target) -> rounds.Sample:
+    """With as many connections for each worker, however many there are."""
+    each = works.CALLS.connections * len(target.workers)
+    began = datetime.now(UTC)
+    # The token is known before the link is halted: workers serve on with what they have.
+    warmed = rounds.closed_round(target, works.CALLS, 0.3, bench.cores, connections=each)
+    with server.link_halted():
+        taken = rounds.closed_round(target, works.CALLS, min(bench.plan.seconds, 2.0), bench.cores, connections=each)
+    sent = warmed.count + taken.count
+    if server.wait_recorded(sent, began, 60.0) < sent:
+        raise rounds.RoundError(f"{target.name}: not all of {taken.count:,} calls were recorded after a minute")
+    return taken
 
 
 def ingest(bench: Bench) -> None:
@@ -220,9 +246,10 @@ def ingest(bench: Bench) -> None:
     around = bench.cores.second | bench.cores.load | bench.cores.upstream
     with bench.another(name="ingest", home=around) as server:
         target = server.target(OURS)
+        began = datetime.now(UTC)
         # The token is known before the link is halted: workers serve on with what they have.
         warmed = children.run_load(target.order(works.RECORDED, "closed", 0.5), bench.cores.load)
-        server.wait_recorded(warmed["count"], 30.0)
+        server.wait_recorded(warmed["count"], began, 30.0)
         with server.link_halted():
             sent = children.run_load(
                 target.order(works.RECORDED, "closed", bench.plan.ingest_seconds), bench.cores.load
@@ -230,7 +257,7 @@ def ingest(bench: Bench) -> None:
         started = time.monotonic()
         if sent["errors"]:
             raise rounds.RoundError(f"ingest: {sent['errors']} errors: {sent['reasons']}")
-        stored = server.wait_recorded(warmed["count"] + sent["count"], 60.0) - warmed["count"]
+        stored = server.wait_recorded(warmed["count"] + sent["count"], began, 60.0) - warmed["count"]
         seconds = time.monotonic() - started
     bench.figures.ingest_per_second = stored / seconds
     bench.figures.ingest_note = f"{stored:,} interceptions out of the journal in {seconds:.1f} s"

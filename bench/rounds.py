@@ -26,6 +26,7 @@ class RoundError(Exception):
 class Sample:
     """One target in one round."""
 
+    count: int
     per_second: float
     cpu_us: float
     """CPU of the workers an answer, in microseconds."""
@@ -166,6 +167,7 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     _check(target, told)
     count = told["count"]
     return Sample(
+        count=count,
         per_second=told.get("counted", count) / told["seconds"],
         cpu_us=sum(used.values()) / count * 1e6,
         p50_ms=told["p50"] * 1e3,
