@@ -13,7 +13,7 @@ from ostiary.core.records import ErrorType
 from .content_coding import MAX_RESPONSE, UnsupportedCodingError, decoder_for
 from .facts import Format, ProviderError, ResponseFacts, clip
 from .formats import read_body
-from .observer import BlindObserver, BodyObserver, Observer
+from .observer import UNBOUNDED, AnswerMemory, BlindObserver, BodyObserver, Observer
 
 _TELLING: Final[dict[str, ErrorType]] = {
     "overloaded_error": "overloaded",
@@ -82,6 +82,7 @@ def error_observer(
     format: Format,  # noqa: A002 - its name
     content_type: bytes,
     content_encoding: bytes = b"",
+    memory: AnswerMemory = UNBOUNDED,
 ) -> Observer | None:
     """The observer of an error answer that `formats.observer_for` has none for; None where it says nothing to people."""
     if content_type.partition(b";")[0].strip().lower() not in (b"", b"text/plain"):
@@ -90,4 +91,4 @@ def error_observer(
         decoder = decoder_for(content_encoding, MAX_RESPONSE) if content_encoding else None
     except UnsupportedCodingError as exc:
         return BlindObserver(str(exc))
-    return BodyObserver(lambda body: ResponseFacts(error=read_error(format, content_type, body)), decoder)
+    return BodyObserver(lambda body: ResponseFacts(error=read_error(format, content_type, body)), decoder, memory)

@@ -10,7 +10,15 @@ from typing import Final, NamedTuple
 from . import anthropic_messages, metered, openai_chat, openai_responses
 from .content_coding import MAX_RESPONSE, UnsupportedCodingError, decoder_for
 from .facts import Content, Format, RequestFacts, ResponseFacts
-from .observer import BlindObserver, BodyObserver, Observer, StreamObserver, StreamReader
+from .observer import (
+    UNBOUNDED,
+    AnswerMemory,
+    BlindObserver,
+    BodyObserver,
+    Observer,
+    StreamObserver,
+    StreamReader,
+)
 
 
 class _Readers(NamedTuple):
@@ -47,8 +55,12 @@ def observer_for(
     content_type: bytes,
     content: Content = "prompts",
     content_encoding: bytes = b"",
+    memory: AnswerMemory = UNBOUNDED,
 ) -> Observer | None:
-    """The observer for an answer with these header fields; None when it is of a kind that holds no facts."""
+    """The observer for an answer with these header fields; None when it is of a kind that holds no facts.
+
+    What it has to hold counts against `memory`, until its `finish`.
+    """
     media_type = content_type.partition(b";")[0].strip().lower()
     is_stream = media_type == b"text/event-stream"
     if not is_stream and media_type != b"application/json" and not media_type.endswith(b"+json"):
@@ -61,5 +73,5 @@ def observer_for(
         return metered.observer(is_stream=is_stream, decoder=decoder)
     readers = _READERS[format]
     if is_stream:
-        return StreamObserver(readers.stream(content), decoder)
-    return BodyObserver(lambda body: readers.body(body, content), decoder)
+        return StreamObserver(readers.stream(content), decoder, memory)
+    return BodyObserver(lambda body: readers.body(body, content), decoder, memory)
