@@ -9,7 +9,7 @@
 `partitions`  weeks of recorded data, made ahead and dropped behind; `retention` says what goes when
 `traffic`     what the last minute brought, summed up once for all who ask
 `database`    the engine, and what to say when there is none; `locks` are the advisory locks
-`providers`   providers as rows; `seed` brings those of the environment in
+`providers`   providers as rows; `seed` brings those of the environment in; `provider_connections` reach them
 `identity`    people and their tokens
 `vault`       encryption at rest
 `audit`       who changed what

@@ -1,7 +1,7 @@
 """Until when the certificates of providers hold: a handshake with each of them, and nothing more.
 
 Rules
-- The connection goes the way of the gateway's: its CA bundle and proxy, its check of resolved addresses.
+- The connection goes the way of the gateway's (`provider_connections`).
 - One handshake an address, a few at once, bounded in time and in number.
 """
 
@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
-
-from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
 from ostiary.http1.errors import UpstreamError
-from ostiary.http1.origin import Origin, parse_networks, split_base_url
-from ostiary.http1.pool import Pool, client_tls_context
-from ostiary.http1.upstream import UpstreamConnection
+from ostiary.http1.origin import Origin, split_base_url
+from ostiary.http1.pool import Pool
+
+from .provider_connections import connected, open_pool
 
 AT_ONCE: Final = 8
 MAX_ORIGINS: Final = 64
 SECONDS: Final = 15.0
 """For all of them together."""
-_CONNECT_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +36,6 @@ class EndpointCertificate:
     """Why no certificate was accepted."""
 
 
-class _Limits(msgspec.Struct, frozen=True):
-    """`http1.pool.PoolLimits` for connections on which nothing is sent."""
-
-    https_proxy: Secret
-    no_proxy: str
-    connect_timeout: float = _CONNECT_SECONDS
-    head_timeout: float = _CONNECT_SECONDS
-    idle_timeout: float = _CONNECT_SECONDS
-    keepalive_pool: int = 1
-
-
 async def certificates(base_urls: Iterable[tuple[str, str]], settings: ControlSettings) -> list[EndpointCertificate]:
     """Of the https addresses among (provider, base URL). Raises `ValueError` for TLS files that cannot be used."""
     origins: dict[Origin, list[str]] = {}
@@ -60,12 +46,7 @@ async def certificates(base_urls: Iterable[tuple[str, str]], settings: ControlSe
             continue  # the provider's own status says so
         if origin.secure:
             origins.setdefault(origin, []).append(provider)
-    try:
-        tls = await asyncio.to_thread(client_tls_context, settings.ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise ValueError(f"ca_file cannot be loaded: {exc}") from None
-    limits = _Limits(https_proxy=settings.https_proxy, no_proxy=settings.no_proxy)
-    pool = Pool(limits, tls, tick=1.0, egress_allow=parse_networks(settings.egress_allow))
+    pool = await open_pool(settings)
     slots = asyncio.Semaphore(AT_ONCE)
     deadline = asyncio.get_running_loop().time() + SECONDS
 
@@ -85,24 +66,7 @@ async def certificates(base_urls: Iterable[tuple[str, str]], settings: ControlSe
 
 async def _expiry(pool: Pool, origin: Origin) -> datetime | None:
     """Raises `UpstreamError`."""
-    made: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
-
-    def ready(connection: UpstreamConnection) -> None:
-        if made.done():
-            connection.abort()  # nobody waits for it any more
-        else:
-            made.set_result(connection)
-
-    def failed(error: UpstreamError) -> None:
-        if not made.done():
-            made.set_exception(error)
-
-    connecting = pool.connect(origin, ready, failed)
-    try:
-        connection = await made
-    except asyncio.CancelledError:
-        connecting.cancel()
-        raise
+    connection = await connected(pool, origin)
     try:
         shown: dict[str, Any] = connection.transport.get_extra_info("peercert") or {}  # Any: as `ssl` describes it
         until = shown.get("notAfter")

@@ -2,13 +2,12 @@
 
 Rules
 - What is called lists models or tells of the key itself: it costs nothing and generates nothing.
-- The call goes the way of the gateway's: its engine, its CA bundle and proxy, its check of resolved addresses; redirects
-  are not followed. It is bounded in time, in number at once, and in what is read.
+- The call goes the way of the gateway's (`provider_connections`); redirects are not followed. It is bounded in time, in
+  number at once, and in what is read.
 - What a provider answers may quote the key: it is cut out before anything is shown.
 """
 
 import asyncio
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,23 +16,22 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from ostiary import __version__
+from ostiary.control.provider_connections import CALL_SECONDS, connected, open_pool
 from ostiary.core.provider_rules import effective_type, takes_keys
 from ostiary.core.providers import OpenAISettings, ProviderSettings, ProviderType, WireFamily, wire_family
 from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
 from ostiary.http1.errors import UpstreamError
 from ostiary.http1.head import ResponseHead
-from ostiary.http1.origin import Origin, parse_networks, split_base_url
-from ostiary.http1.pool import Pool, client_tls_context
+from ostiary.http1.origin import Origin, split_base_url
+from ostiary.http1.pool import Pool
 from ostiary.http1.upstream import UpstreamConnection
 
 from .rows import StoredKey
 
-CALL_SECONDS: Final = 10.0
 TRIAL_SECONDS: Final = 25.0
 """For all keys together; below what clients of the API wait."""
 CALLS_AT_ONCE: Final = 8
-_CONNECT_SECONDS: Final = 5.0
 _MAX_BODY: Final = 64 * 1024
 _MAX_REASON: Final = 300
 
@@ -149,11 +147,7 @@ async def try_keys(
     call = call_of(kind, base_url, provider_settings)
     if call is None:
         return ProviderTrial(name, "", (), (_why_not_called(kind, provider_settings),))
-    try:
-        tls = await asyncio.to_thread(client_tls_context, settings.ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise ValueError(f"ca_file cannot be loaded: {exc}") from None
-    caller = _Caller(call, settings, tls)
+    caller = _Caller(call, await open_pool(settings))
     async with asyncio.timeout(TRIAL_SECONDS + CALL_SECONDS):
         if not keys:
             return ProviderTrial(
@@ -180,12 +174,11 @@ def _why_not_called(kind: ProviderType, settings: ProviderSettings | None) -> st
 class _Caller:
     """The calls of one trial."""
 
-    def __init__(self, call: Call, settings: ControlSettings, tls: ssl.SSLContext) -> None:
+    def __init__(self, call: Call, pool: Pool) -> None:
         self._call = call
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self._deadline = time.monotonic() + TRIAL_SECONDS
-        limits = _Limits(https_proxy=settings.https_proxy, no_proxy=settings.no_proxy)
-        self._pool = Pool(limits, tls, tick=1.0, egress_allow=parse_networks(settings.egress_allow))
+        self._pool = pool
 
     async def with_key(self, key: StoredKey) -> KeyTrial:
         if key.value is None:
@@ -213,39 +206,10 @@ class _Caller:
         return KeyTrial(key_id, masked, result, _shown(reason, key), answer.status, took)
 
 
-class _Limits(msgspec.Struct, frozen=True):
-    """`http1.pool.PoolLimits`; the time of a call is bounded by whoever makes it."""
-
-    https_proxy: Secret
-    no_proxy: str
-    connect_timeout: float = _CONNECT_SECONDS
-    head_timeout: float = CALL_SECONDS
-    idle_timeout: float = CALL_SECONDS
-    keepalive_pool: int = 1
-
-
 async def _ask(pool: Pool, origin: Origin, head: bytes) -> Answer:
     """Raises `UpstreamError`."""
-    loop = asyncio.get_running_loop()
-    made: asyncio.Future[UpstreamConnection] = loop.create_future()
-
-    def ready(connection: UpstreamConnection) -> None:
-        if made.done():
-            connection.abort()  # nobody waits for it any more
-        else:
-            made.set_result(connection)
-
-    def failed(error: UpstreamError) -> None:
-        if not made.done():
-            made.set_exception(error)
-
-    connecting = pool.connect(origin, ready, failed)
-    try:
-        connection = await made
-    except asyncio.CancelledError:
-        connecting.cancel()
-        raise
-    reading = _Reading(connection, loop.create_future())
+    connection = await connected(pool, origin)
+    reading = _Reading(connection, asyncio.get_running_loop().create_future())
     try:
         connection.send(reading, head)
         return await reading.answered
