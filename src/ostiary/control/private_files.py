@@ -1,4 +1,7 @@
-"""Files of the data directory that hold a secret: mode 0600 from their first byte on, whole or absent."""
+"""Files of the data directory that hold a secret: mode 0600 from their first byte on, whole or absent.
+
+Nothing is written or read through a symbolic link in the last part of a path.
+"""
 
 import os
 import secrets
@@ -12,33 +15,45 @@ def create_private(path: Path, text: str) -> None:
         os.link(staged, path)
     finally:
         staged.unlink()
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def replace_private(path: Path, text: str) -> None:
-    """Make `path`, or put `text` in its place, on disk before this returns. A reader finds the old or the new text."""
-    staged = _stage(path, text)
+def replace_private(path: Path, text: str, *, owner: tuple[int, int] | None = None) -> None:
+    """Make `path`, or put `text` in its place, on disk before this returns. A reader finds the old or the new text.
+
+    `owner` (uid, gid) gets the file.
+    """
+    staged = _stage(path, text, owner)
     try:
         staged.replace(path)
     except BaseException:
         staged.unlink()
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _stage(path: Path, text: str) -> Path:
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
-    return staged
+def read_private(path: Path) -> str:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="utf-8") as file:
+        return file.read()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _stage(path: Path, text: str, owner: tuple[int, int] | None = None) -> Path:
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, 0o600)  # whatever the umask takes away
+        if owner is not None:
+            os.fchown(fd, *owner)  # by descriptor: the directory may be the owner's
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    return staged

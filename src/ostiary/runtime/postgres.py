@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, urlencode
 
+from ostiary.control.private_files import read_private, replace_private, sync_directory
 from ostiary.core.secret import Secret
 
 from .pgbin import (
@@ -40,7 +41,6 @@ from .pgbin import (
     server_user,
     spawn_options,
 )
-from .private_files import read_private, sync_directory, write_private
 
 ROLE = "ostiary"
 DATABASE = "ostiary"
@@ -234,10 +234,9 @@ class EmbeddedPostgres:
         staging = self._pg_dir / "data.new"
         password_file = self._pg_dir / "initdb-password"
         shutil.rmtree(staging, ignore_errors=True)
-        password_file.unlink(missing_ok=True)
         self._password = Secret(secrets.token_urlsafe(32))
         try:
-            write_private(password_file, self._password.reveal() + "\n", owner=(user.uid, user.gid))
+            replace_private(password_file, self._password.reveal() + "\n", owner=(user.uid, user.gid))
             argv: list[str | Path] = [programs.initdb, "-D", staging, "--username", ROLE, "--pwfile", password_file]
             argv += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
             argv += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
@@ -254,8 +253,7 @@ class EmbeddedPostgres:
         return self._data_dir / "postgres-password"
 
     def _store_password(self) -> None:
-        self._password_path.unlink(missing_ok=True)
-        write_private(self._password_path, self._password.reveal())
+        replace_private(self._password_path, self._password.reveal())
 
     def _load_password(self, user: ServerUser, programs: Programs) -> None:
         with suppress(FileNotFoundError):
