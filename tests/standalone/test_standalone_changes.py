@@ -6,7 +6,8 @@ from collections.abc import Callable
 import httpx
 
 from tests.support.fake_provider import FakeProvider
-from tests.support.gateway import Gateway, Load, StartGateway, ask, new_key
+from tests.support.gateway import Gateway, StartGateway, ask, new_key
+from tests.support.load import BLOCKING, Load
 from tests.support.server import Server, StartServer, eventually
 
 SOON = 1.0
@@ -34,11 +35,11 @@ def test_provider_changes_and_revocations_reach_every_replica_under_load(
         assert response.is_success, response.text
 
     with (
-        Load(gateways[0], server.new_token("lena"), threads=1) as one,
-        Load(gateways[1], server.new_token("lars"), threads=1) as two,
+        Load(gateways[0].url, server.new_token("lena"), concurrency=1, kinds=(BLOCKING,), prefix="one") as one,
+        Load(gateways[1].url, server.new_token("lars"), concurrency=1, kinds=(BLOCKING,), prefix="two") as two,
     ):
-        one.wait_for_more(5)
-        two.wait_for_more(5)
+        one.progress(5)
+        two.progress(5)
         second = {
             "type": "openai",
             "name": "second",
@@ -58,9 +59,10 @@ def test_provider_changes_and_revocations_reach_every_replica_under_load(
         revoked_at = time.monotonic()
         in_every_replica(gateways, lambda gateway: ask(gateway.url, token).status_code == 401, "the revocation")
         assert time.monotonic() - revoked_at < 2 * SOON
-        one.wait_for_more(5)
-        two.wait_for_more(5)
-    assert one.failures + two.failures == []
+        one.progress(5)
+        two.progress(5)
+    assert one.failures() + two.failures() == []
+    assert one.refused + two.refused == 0
     for gateway in gateways:
         assert gateway.stop() == 0
 

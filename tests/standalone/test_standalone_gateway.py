@@ -9,10 +9,25 @@ import pytest
 import trustme
 
 from tests.support.fake_provider import FakeProvider
-from tests.support.gateway import Ingress, Load, StartGateway, ask, new_key, recorded
+from tests.support.gateway import Gateway, Ingress, StartGateway, ask, new_key, recorded
+from tests.support.load import BLOCKING, Call, Load
 from tests.support.server import Server, StartServer, eventually
 
 OUTAGE_SECONDS = 60.0 if os.environ.get("CHAOS") == "1" else 5.0
+
+
+def load_of(gateway: Gateway, token: str) -> Load:
+    return Load(gateway.url, token, concurrency=3, kinds=(BLOCKING,))
+
+
+def kill_and_start(gateway: Gateway, load: Load) -> list[Call]:
+    """The calls that were cut by that: no other may fail."""
+    assert load.failures() == []
+    gateway.kill()
+    gateway.start()
+    cut = load.failures()
+    assert not any(call.complete for call in cut), cut
+    return cut
 
 
 def test_it_serves_under_every_prefix_and_its_records_arrive(server: Server, start_gateway: StartGateway) -> None:
@@ -114,19 +129,19 @@ def test_nothing_fails_and_nothing_is_lost_while_the_control_plane_is_away(
     server = start_server(own_fake, "--workers", "1")
     gateway = start_gateway(server.url, new_key(server)["key"])
     token, unknown = server.new_token("olga"), server.new_token("late")
-    with Load(gateway, token) as load:
-        load.wait_for_more(20)
+    with load_of(gateway, token) as load:
+        load.progress(20)
         server.stop()
         stopped = time.monotonic()
-        load.wait_for_more(20)
+        load.progress(20)
         assert ask(gateway.url, unknown).status_code == 503
         assert httpx.get(f"{gateway.url}/readyz").status_code == 200
         while time.monotonic() - stopped < OUTAGE_SECONDS:
-            load.wait_for_more(10)
+            load.progress(10)
         server.start()
-        load.wait_for_more(20)
-        load.stop()
-    assert load.failures == []
+        load.progress(20)
+    assert load.failures() == []
+    assert load.refused == 0
     recorded(server, load.ids, within=60)
     assert eventually(lambda: ask(gateway.url, unknown).status_code == 200, within=20)
     assert gateway.stop() == 0
@@ -138,22 +153,18 @@ def test_a_gateway_killed_while_the_control_plane_is_away_serves_again(
     server = start_server(own_fake, "--workers", "1")
     gateway = start_gateway(server.url, new_key(server)["key"])
     token, unknown = server.new_token("olga"), server.new_token("late")
-    with Load(gateway, token) as load:
-        load.wait_for_more(20)
+    with load_of(gateway, token) as load:
+        load.progress(20)
         eventually(lambda: (gateway.data_dir / "link" / "tokens").exists(), what="the cache is written")
         server.stop()
-        load.wait_for_more(20)
-        load.refusals_allowed = True
-        gateway.kill()
-        gateway.start()
-        load.refusals_allowed = False
-        load.wait_for_more(20)
+        load.progress(20)
+        cut = kill_and_start(gateway, load)
+        load.progress(20)
         assert ask(gateway.url, unknown).status_code == 503
         assert "serving what was known before the restart" in gateway.log.read_text()
         server.start()
-        load.wait_for_more(10)
-        load.stop()
-    assert load.failures == []
+        load.progress(10)
+    assert load.failures() == cut
     recorded(server, load.ids, within=60)
     assert gateway.stop() == 0
 
@@ -180,20 +191,16 @@ def test_an_ingress_in_trouble_stops_no_running_gateway(
 ) -> None:
     ingress = Ingress(server)
     gateway = start_gateway(ingress.url, new_key(server, f"ingress-{status}")["key"])
-    with Load(gateway, server.new_token("ina"), threads=1) as load:
-        load.wait_for_more(5)
+    with load_of(gateway, server.new_token("ina")) as load:
+        load.progress(5)
         eventually(lambda: (gateway.data_dir / "link" / "tokens").exists(), what="the cache is written")
         ingress.answer(status)
         eventually(lambda: ingress.answered >= 5, within=30, what="the link tries again and again")
-        load.wait_for_more(5)
-        load.refusals_allowed = True
-        gateway.kill()
-        gateway.start()
-        load.refusals_allowed = False
-        load.wait_for_more(5)
+        load.progress(5)
+        cut = kill_and_start(gateway, load)
+        load.progress(5)
         ingress.answer(None)
-        load.stop()
-    assert load.failures == []
+    assert load.failures() == cut
     recorded(server, load.ids)
     assert gateway.stop() == 0
     ingress.close()

@@ -1,4 +1,4 @@
-"""`ostiary gateway start` as a real process, a proxy as an ingress would be, and load that counts.
+"""`ostiary gateway start` as a real process, and a proxy as an ingress would be.
 
 The fixture `start_gateway` ends what it started, by its pid.
 """
@@ -6,7 +6,6 @@ The fixture `start_gateway` ends what it started, by its pid.
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,57 +46,6 @@ CHAT = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Hello
 def ask(url: str, token: str, path: str = "/api/v2/ai-gateway/openai/v1/chat/completions") -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"}
     return httpx.post(url + path, json=CHAT, headers=headers, timeout=20, verify=False)
-
-
-class Load:
-    """Calls one after the other in several threads, until told to stop; each call is in `ids` or in `failures`.
-
-    While `refusals_allowed` a connection that is refused is tried again, as a load balancer would elsewhere.
-    """
-
-    def __init__(self, gateway: Gateway, token: str, threads: int = 3) -> None:
-        self.ids: list[str] = []
-        self.failures: list[str] = []
-        self.refusals_allowed = False
-        self._gateway = gateway
-        self._token = token
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def wait_for_more(self, calls: int) -> None:
-        """Until so many more have been answered."""
-        begun = len(self.ids) + len(self.failures)
-        eventually(lambda: len(self.ids) + len(self.failures) >= begun + calls, within=60, what="calls are answered")
-
-    def _run(self) -> None:
-        headers = {"Authorization": f"Bearer {self._token}"}
-        url = f"{self._gateway.url}/api/v2/ai-gateway/openai/v1/chat/completions"
-        with httpx.Client(headers=headers, timeout=20, verify=False) as client:
-            while not self._stop.is_set():
-                try:
-                    answer = client.post(url, json=CHAT)
-                except httpx.TransportError as error:
-                    if not self.refusals_allowed:
-                        self.failures.append(repr(error))
-                    self._stop.wait(0.02)
-                    continue
-                if answer.status_code == 200:
-                    self.ids.append(answer.headers["x-ostiary-interception-id"])
-                else:
-                    self.failures.append(f"{answer.status_code} {answer.text}")
 
 
 class Ingress:
@@ -158,17 +106,15 @@ class Ingress:
 
 def recorded(server: Server, ids: list[str], *, within: float = 30.0) -> None:
     """Waits until the server has each of them, ended."""
-    missing: set[str] = set()
+    wanted = set(ids)
+    missing = wanted
 
     def all_there() -> bool:
         nonlocal missing
-        missing = set(ids) - {row["id"] for row in server.interceptions() if row["ended_at"]}
+        missing = wanted - {row["id"] for row in server.interceptions() if row["ended_at"]}
         return not missing
 
-    started = time.monotonic()
-    while not all_there():
-        assert time.monotonic() - started < within, f"{len(missing)} of {len(ids)} records are lost"
-        time.sleep(0.2)
+    eventually(all_there, within=within, every=0.2, what=lambda: f"{len(missing)} of {len(wanted)} records are lost")
 
 
 StartGateway = Callable[..., Gateway]

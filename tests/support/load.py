@@ -183,6 +183,8 @@ class Load:
         self._thread = threading.Thread(target=self._guarded, name="load")
         self.calls: list[Call] = []
         """Those that have ended, in the order in which they did."""
+        self.refused = 0
+        """How often no connection could be made."""
         self._answering: set[Call] = set()
 
     def __enter__(self) -> Self:
@@ -224,6 +226,11 @@ class Load:
     @property
     def over(self) -> bool:
         return not self._thread.is_alive()
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the interceptions of calls that were good."""
+        return [call.interception_id for call in self.calls if call.good]
 
     def failures(self) -> list[Call]:
         return [call for call in self.calls if not call.good]
@@ -276,6 +283,7 @@ class Load:
                     lambda: Call(mark, kind, user, output_tokens, request, self), *self._address
                 )
             except OSError:
+                self.refused += 1
                 if self._stopping:
                     return None
                 await asyncio.sleep(RECONNECT)
