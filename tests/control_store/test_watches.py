@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-import asyncpg
 import pytest
 import uvloop
 from connectrpc.code import Code
@@ -25,6 +24,7 @@ from ostiary.rpc import ostiary_pb2 as pb
 from ostiary.rpc import version
 from ostiary.rpc.ostiary_connect import AuthorizerClient, ProviderConfiguratorClient
 from tests.support.control_server import GATEWAY_KEY, OWNER_TOKEN, ControlServer, control_settings, serving
+from tests.support.database import cut_listeners
 
 T = TypeVar("T")
 HEADERS = {version.HEADER_GATEWAY_KEY: GATEWAY_KEY, version.HEADER_API_VERSION: version.CURRENT}
@@ -89,19 +89,6 @@ async def ask(server: ControlServer, digest: bytes) -> pb.IsAuthorizedResponse:
 async def revoke(server: ControlServer, token_id: str) -> None:
     answer = await server.http.delete(f"/api/v2/tokens/{token_id}", headers=OWNER)
     assert answer.status_code == 204, answer.text
-
-
-async def cut_listeners(url: Secret) -> int:
-    """Ends every LISTEN connection of this database, as an operator or a failing network would."""
-    connection = await asyncpg.connect(url.reveal().replace("+asyncpg", ""))
-    try:
-        query = (
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')"
-        )
-        return int(await connection.fetchval(query))
-    finally:
-        await connection.close()
 
 
 # --- providers

@@ -117,3 +117,16 @@ def blank_database_url(postgres_server: PostgresServer) -> Iterator[Secret]:
     asyncio.run(create())
     yield Secret(postgres_server.database_url(name))
     asyncio.run(_drop(postgres_server, [name]))
+
+
+async def cut_listeners(url: Secret) -> int:
+    """Ends every LISTEN connection of this database, as an operator or a failing network would."""
+    connection = await asyncpg.connect(url.reveal().replace("+asyncpg", ""))
+    try:
+        query = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+        )
+        return int(await connection.fetchval(query))
+    finally:
+        await connection.close()
