@@ -12,6 +12,7 @@ from ostiary.config.plan import gateway_plan
 from ostiary.config.settings import default_data_dir, settings_of
 from ostiary.core.settings import TLSFiles
 from ostiary.runtime.plan import Address, ServerPlan
+from tests.config.other_values import OTHER
 
 URL = "https://ostiary.example"
 KEY = "k" * 43
@@ -137,49 +138,11 @@ def test_provider_variables_are_said_to_have_no_effect() -> None:
 
 
 SHOWN_ELSEWHERE = {"control_url", "gateway_key", "gateway_key_file"}
-CHANGED = {
-    "listen": "127.0.0.1:5009",
-    "metrics_listen": "off",
-    "data_dir": "/elsewhere",
-    "workers": "9",
-    "allow_byok": "false",
-    "record_content": "none",
-    "journal_sync": "always",
-    "journal_full": "shed-content",
-    "journal_max_bytes": "1GiB",
-    "body_memory_max": "1GiB",
-    "body_max_bytes": "17MiB",
-    "head_max_bytes": "17KiB",
-    "max_concurrency": "17",
-    "rate_limit": "17",
-    "retry_5xx": "4",
-    "circuit_breaker_enabled": "false",
-    "circuit_breaker_failure_threshold": "17",
-    "circuit_breaker_max_requests": "17",
-    "send_actor_headers": "true",
-    "actor_header_id": "X-Id",
-    "actor_header_username": "X-Name",
-    "actor_header_email": "X-Email",
-    "dump_dir": "/elsewhere",
-    "dump_file_max_bytes": "17MiB",
-    "dump_max_bytes": "17MiB",
-    "max_retries": "3",
-    "keepalive_pool": "9",
-    "https_proxy": "http://proxy:3128",
-    "no_proxy": "h",
-    "egress_allow": "169.254.169.254",
-    "otel_endpoint": "http://collector:4318",
-    "otel_conventions": "latest",
-    "otel_content": "true",
-    "otel_user": "true",
-    "log_format": "json",
-    "log_level": "debug",
-}
 
 
 @pytest.mark.parametrize("name", sorted(set(settings_of("gateway")) - SHOWN_ELSEWHERE))
 def test_every_setting_changes_what_a_gateway_gets(name: str, files: dict[str, str]) -> None:
-    given = {name: CHANGED.get(name, "17s")}
+    given = {name: OTHER.get(name, "17s")}
     if name.startswith(("tls_", "control_")) and name != "control_ca_file":
         which = name.partition("_")[0]
         given = {f"{which}_cert_file": files["cert.pem"], f"{which}_key_file": files["key.pem"]}

@@ -1,6 +1,5 @@
 """What the processes get: no setting is without effect, and no secret shows."""
 
-import base64
 from pathlib import Path
 
 import pytest
@@ -11,58 +10,7 @@ from ostiary.config.plan import server_plan
 from ostiary.config.settings import settings_of
 from ostiary.core.settings import TLSFiles
 from ostiary.runtime.plan import Address, ServerPlan
-
-KEY = base64.b64encode(b"k" * 32).decode()
-
-CHANGED: dict[str, str] = {
-    "listen": "127.0.0.1:9",
-    "metrics_listen": "off",
-    "data_dir": "/elsewhere",
-    "workers": "17",
-    "drain_timeout": "17s",
-    "demo": "true",
-    "database_url": "postgresql://h/d",
-    "database_listen_url": "postgresql://direct/d",
-    "encryption_keys": KEY,
-    "bootstrap_token": "b" * 40,
-    "on_drift": "warn",
-    "allow_byok": "false",
-    "record_content": "full",
-    "journal_sync": "always",
-    "journal_full": "shed-content",
-    "journal_max_bytes": "17MiB",
-    "retention": "17d",
-    "structured_logging": "true",
-    "structured_logging_source": "gateway",
-    "otel_endpoint": "http://collector:4318",
-    "otel_conventions": "latest",
-    "otel_content": "true",
-    "otel_user": "true",
-    "body_memory_max": "170MiB",
-    "body_max_bytes": "17MiB",
-    "head_max_bytes": "17KiB",
-    "max_concurrency": "17",
-    "rate_limit": "17",
-    "retry_5xx": "4",
-    "circuit_breaker_enabled": "false",
-    "circuit_breaker_failure_threshold": "17",
-    "circuit_breaker_max_requests": "17",
-    "send_actor_headers": "true",
-    "actor_header_id": "X-Id",
-    "actor_header_username": "X-Name",
-    "actor_header_email": "X-Email",
-    "dump_dir": "/elsewhere",
-    "dump_file_max_bytes": "17MiB",
-    "dump_max_bytes": "17MiB",
-    "max_retries": "4",
-    "keepalive_pool": "17",
-    "https_proxy": "http://proxy:1",
-    "no_proxy": "host",
-    "egress_allow": "169.254.1.1",
-    "log_format": "json",
-    "log_level": "error",
-}
-"""A value other than the default for each setting; durations are all 17s, files are made."""
+from tests.config.other_values import OTHER, VAULT_KEY
 
 
 def plan_with(**flags: str) -> ServerPlan:
@@ -82,12 +30,12 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_every_setting_changes_what_a_process_gets(name: str, files: dict[str, str]) -> None:
     usual: dict[str, str] = {"demo": "true"} if name == "fake_listen" else {}
     if name == "database_url":
-        usual = {"encryption_keys": KEY}
+        usual = {"encryption_keys": VAULT_KEY}
     if name == "database_listen_url":
-        usual = {"encryption_keys": KEY, "database_url": "postgresql://h/d"}
+        usual = {"encryption_keys": VAULT_KEY, "database_url": "postgresql://h/d"}
     if name == "structured_logging_source":
         usual = {"structured_logging": "true"}
-    changed = usual | {name: CHANGED.get(name, "17s")}
+    changed = usual | {name: OTHER.get(name, "17s")}
     tls = {"tls_cert_file": files["cert"], "tls_key_file": files["key"]}
     if name.startswith("tls_"):
         changed = tls
@@ -125,6 +73,8 @@ def test_without_metrics_the_link_renders_none() -> None:
 
 
 def test_no_secret_shows_in_a_plan() -> None:
-    plan = plan_with(database_url="postgresql://u:hunter2@h/d", encryption_keys=KEY, bootstrap_token="hunter2" * 6)
+    plan = plan_with(
+        database_url="postgresql://u:hunter2@h/d", encryption_keys=VAULT_KEY, bootstrap_token="hunter2" * 6
+    )
     assert "hunter2" not in repr(plan)
-    assert KEY not in repr(plan)
+    assert VAULT_KEY not in repr(plan)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from ostiary.core.secret import Secret
 from ostiary.http1.fields import ACTOR_PREFIX, reserved_for
@@ -269,7 +269,8 @@ def proxy_url() -> Kind:
 
     def parse(value: object) -> Secret:
         given = _text(value)
-        if not _is_proxy(given):
+        url = _web_url(given)
+        if url is None or url.scheme != "http":
             raise ValueError(allowed)
         return Secret(given.rstrip("/"))
 
@@ -279,14 +280,6 @@ def proxy_url() -> Kind:
         return urlunsplit(url._replace(netloc=f"***@{host}" if at and user else host))
 
     return Kind(allowed, parse, show, "URL", secret=True)
-
-
-def _is_proxy(given: str) -> bool:
-    try:
-        url = urlsplit(given)
-        return url.scheme == "http" and bool(url.hostname) and url.port != 0 and not url.query and not url.fragment
-    except ValueError:
-        return False
 
 
 def header_name(standard: str) -> Kind:
@@ -375,12 +368,8 @@ def server_url() -> Kind:
 
     def parse(value: object) -> str:
         given = _text(value).rstrip("/")
-        try:
-            url = urlsplit(given)
-            usable = bool(url.hostname) and url.port != 0
-        except ValueError:
-            raise ValueError(allowed) from None
-        if url.scheme not in ("http", "https") or not usable or url.path or url.query or url.fragment or url.username:
+        url = _web_url(given)
+        if url is None or url.path or url.username:
             raise ValueError(allowed)
         return given
 
@@ -393,17 +382,22 @@ def collector_url() -> Kind:
 
     def parse(value: object) -> str:
         given = _text(value).rstrip("/")
-        try:
-            url = urlsplit(given)
-            usable = bool(url.hostname) and url.port != 0
-        except ValueError:
-            raise ValueError(allowed) from None
-        wrong = url.scheme not in ("http", "https") or not usable or url.query or url.fragment or "@" in url.netloc
-        if given and wrong:
+        url = _web_url(given)
+        if given and (url is None or "@" in url.netloc):
             raise ValueError(allowed)
         return given
 
     return Kind(allowed, parse, metavar="URL")
+
+
+def _web_url(given: str) -> SplitResult | None:
+    """None for what is no address of HTTP, or has more than a path behind it."""
+    try:
+        url = urlsplit(given)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return None
+    return url if usable and not url.query and not url.fragment else None
 
 
 def conventions() -> Kind:
