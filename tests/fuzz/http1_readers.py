@@ -142,15 +142,21 @@ class _Requests:
         self.reading.messages.append((self.parser.get_method(), self._url, self._headers, self._body))
 
 
+def _fed(parser: HttpRequestParser | HttpResponseParser, stream: bytes) -> str:
+    """Why it was refused, if it was."""
+    try:
+        parser.feed_data(stream)
+    except HttpParserUpgrade:
+        return "upgrade"
+    except HttpParserError as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
 def llhttp_requests(stream: bytes) -> Reading:
     seen = _Requests()
     seen.parser = HttpRequestParser(seen)
-    try:
-        seen.parser.feed_data(stream)
-    except HttpParserUpgrade:
-        seen.reading.refusal = "upgrade"
-    except HttpParserError as error:
-        seen.reading.refusal = str(error) or type(error).__name__
+    seen.reading.refusal = _fed(seen.parser, stream)
     return seen.reading
 
 
@@ -188,12 +194,7 @@ def llhttp_response(stream: bytes) -> Answered:
     """Of an answer to a GET: this parser cannot be told of a HEAD. What ends with the stream is not `complete`."""
     seen = _Response()
     seen.parser = HttpResponseParser(seen)
-    try:
-        seen.parser.feed_data(stream)
-    except HttpParserUpgrade:
-        seen.answered.refusal = "upgrade"
-    except HttpParserError as error:
-        seen.answered.refusal = str(error) or type(error).__name__
+    seen.answered.refusal = _fed(seen.parser, stream)
     return seen.answered
 
 
