@@ -16,13 +16,11 @@ from ostiary.core.records import MAX_TOKENS
 
 from .facts import Usage
 from .lenient import JsonText, object_members, text_of
-from .usage_shapes import Plain, PlainChat
+from .usage_shapes import Plain
 
 _Object = Mapping[str, Any]  # JSON of any shape
 
 _NOTHING: Final[_Object] = {}
-_plain: Final = msgspec.json.Decoder(Plain)
-_plain_chat: Final = msgspec.json.Decoder(PlainChat)
 
 
 class _Numbers:
@@ -64,10 +62,6 @@ class _Numbers:
 
 def chat_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
     """Of a chat completion or its usage chunk. None when `raw` is not an object."""
-    return _plain_chat_usage(raw, service_tier) or _any_chat_usage(raw, service_tier)
-
-
-def _any_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
     source = _object(raw)
     if source is None:
         return None
@@ -88,47 +82,6 @@ def _any_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
     if service_tier:
         numbers.metadata["service_tier"] = service_tier
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
-
-
-def _plain_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
-    """The same of a report with both totals and nothing to clamp; None of any other."""
-    try:
-        report = _plain_chat.decode(raw)
-    except (ValueError, RecursionError):
-        return None
-    total = report.prompt_tokens
-    output = report.completion_tokens
-    if total is None or output is None:
-        return None
-    metadata: dict[str, int | str] = {}
-    numbers = [total, output]
-    cache_read = None
-    cache_write = 0
-    prompt = report.prompt_tokens_details
-    if prompt is not None:
-        cache_read = prompt.cached_tokens
-        cache_write = prompt.cache_write_tokens or 0
-        _note(metadata, numbers, "prompt_audio", prompt.audio_tokens)
-    if cache_read is None:
-        cache_read = report.prompt_cache_hit_tokens or 0
-    completion = report.completion_tokens_details
-    if completion is not None:
-        _note(metadata, numbers, "completion_reasoning", completion.reasoning_tokens)
-        _note(metadata, numbers, "completion_audio", completion.audio_tokens)
-        _note(metadata, numbers, "completion_accepted_prediction", completion.accepted_prediction_tokens)
-        _note(metadata, numbers, "completion_rejected_prediction", completion.rejected_prediction_tokens)
-    rest = total - cache_read - cache_write
-    if min(rest, cache_read, cache_write) < 0 or min(numbers) < 0 or max(numbers) > MAX_TOKENS:
-        return None
-    if service_tier:
-        metadata["service_tier"] = service_tier
-    return Usage(rest, output, cache_read, cache_write, metadata, text_of(raw))
-
-
-def _note(metadata: dict[str, int | str], numbers: list[int], name: str, number: int | None) -> None:
-    if number is not None:
-        metadata[name] = number
-        numbers.append(number)
 
 
 def responses_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
@@ -175,6 +128,9 @@ def metered_usage(raw: JsonText) -> Usage | None:
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and abs(seconds) <= MAX_TOKENS:
         numbers.metadata["audio_ms"] = numbers.within_range(round(seconds * 1000), "audio_ms")
     return numbers.usage(total, output, cache_read, 0, text_of(raw))
+
+
+_plain: Final = msgspec.json.Decoder(Plain)
 
 
 class MessagesUsage:

@@ -1,4 +1,4 @@
-"""Usual reports of tokens, whole.
+"""A usual report of tokens, whole.
 
 Apart from the code that reads them: compiled modules keep no types in annotations, by which msgspec decodes.
 """
@@ -12,7 +12,7 @@ class CacheCreation(Struct, gc=False):
 
 
 class Plain(Struct, gc=False, forbid_unknown_fields=True):
-    """Anthropic's `usage` object as nearly all of them are: numbers of the usual names, and nothing else that counts."""
+    """A `usage` object as nearly all of them are: numbers of the usual names, and nothing else that counts."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -21,26 +21,3 @@ class Plain(Struct, gc=False, forbid_unknown_fields=True):
     cache_creation: CacheCreation | None = None
     service_tier: str | None = None
     inference_geo: str | None = None
-
-
-class PromptDetails(Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    audio_tokens: int | None = None
-
-
-class CompletionDetails(Struct, gc=False):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
-    accepted_prediction_tokens: int | None = None
-    rejected_prediction_tokens: int | None = None
-
-
-class PlainChat(Struct, gc=False):
-    """A chat completion's `usage` object whose numbers are whole numbers. Other members mean nothing."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_cache_hit_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
