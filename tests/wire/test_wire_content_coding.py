@@ -15,7 +15,6 @@ from ostiary.wire.content_coding import (
     UnsupportedCodingError,
     decode_body,
     decoder_for,
-    is_identity,
     narrow_accept_encoding,
 )
 
@@ -109,11 +108,6 @@ def test_zstd_frames_follow_each_other_and_large_windows_are_refused() -> None:
 def test_identity_needs_no_decoder(value: bytes) -> None:
     assert decoder_for(value, 10) is None
     assert decode_body(value, b"x" * 100, 10) == b"x" * 100
-
-
-def test_identity_is_told() -> None:
-    assert is_identity(b" IDENTITY")
-    assert not is_identity(b"gzip")
 
 
 @pytest.mark.parametrize("value", [b"compress", b"gzip, br", b"gzip,gzip", b"aws-chunked", b"*"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostiary.wire.json_edit import JSONEditError, find, insert_first, remove_member, set_member
+from ostiary.wire.json_edit import JSONEditError, find, insert_first, set_member
 
 SPACE = st.text(" \t\r\n", max_size=3)
 NAMES = st.sampled_from(["a", "b", "model", "stream_options", "é", 'q"', "\\", "", "{", "x]"]) | st.text(max_size=4)
@@ -94,18 +94,6 @@ def test_setting_a_member_changes_only_it(document: str, name: str, value: bytes
         assert edited == body[: place.start] + value + body[place.stop :]
 
 
-@given(objects(), NAMES)
-def test_removing_a_member_removes_only_it(document: str, name: str) -> None:
-    body = encoded(document)
-    before = pairs(body)
-    at = last(before, name)
-    edited = remove_member(body, (name,))
-    if at < 0:
-        assert edited == body
-    else:
-        assert pairs(edited) == before[:at] + before[at + 1 :]
-
-
 @given(objects(), objects(), NAMES, NAMES)
 def test_a_nested_member_is_edited_in_place(outer: str, inner: str, name: str, nested: str) -> None:
     body = set_member(encoded(outer), (name,), b"0")
@@ -160,7 +148,6 @@ def test_what_is_no_object_is_not_replaced_by_guess() -> None:
 def test_the_last_of_a_repeated_name_counts_and_alone_is_changed() -> None:
     body = b'{"a": 1, "b": 2, "\\u0061" : [1,{"a":3}] , "c": "a"}'
     assert set_member(body, ("a",), b"9") == b'{"a": 1, "b": 2, "\\u0061" : 9 , "c": "a"}'
-    assert remove_member(body, ("a",)) == b'{"a": 1, "b": 2, "c": "a"}'
 
 
 def test_a_repeated_name_is_told_even_where_its_values_are_of_like_length() -> None:

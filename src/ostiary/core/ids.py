@@ -70,11 +70,6 @@ def _hex(number: int, size: int) -> str:
     return number.to_bytes(size, "big").hex()
 
 
-def id_time_ms(text: str) -> int:
-    """Unix milliseconds in a UUIDv7."""
-    return int(text[:8] + text[9:13], 16)
-
-
 def first_id_at(unix_ms: int) -> str:
     """The smallest UUIDv7 of a millisecond: a partition bound."""
     head = _hex(unix_ms, 6)

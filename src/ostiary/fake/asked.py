@@ -71,11 +71,6 @@ class _Message(Struct):
     """Responses items: message, function_call_output, …"""
 
 
-class _Part(Struct):
-    type: str = ""
-    text: str = ""
-
-
 class _Function(Struct):
     name: str = ""
     parameters: dict[str, Any] | None = None

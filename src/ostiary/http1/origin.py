@@ -7,7 +7,6 @@ from typing import Final
 
 from msgspec import Struct
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _REFUSED: Final[tuple[IPNetwork, ...]] = tuple(

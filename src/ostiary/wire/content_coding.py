@@ -48,11 +48,6 @@ class Decoder(Protocol):
         """What `data` decodes to, in pieces. Raises `CodingError`."""
 
 
-def is_identity(content_encoding: bytes) -> bool:
-    """Whether a `Content-Encoding` value leaves the body as it is."""
-    return content_encoding.strip().lower() in _IDENTITY
-
-
 def decoder_for(content_encoding: bytes, cap: int) -> Decoder | None:
     """The decoder for a `Content-Encoding` value, None for identity. Raises `UnsupportedCodingError`."""
     codings = [c for part in content_encoding.lower().split(b",") if (c := part.strip()) not in _IDENTITY]

@@ -93,22 +93,6 @@ def insert_first(document: bytes, name: str, value: bytes) -> bytes:
     return b"".join((document[: opening + 1], _encoded(name), b":", value, comma, document[opening + 1 :]))
 
 
-def remove_member(document: bytes, path: tuple[str, ...]) -> bytes:
-    """The document without a member; unchanged when there is none. Raises `JSONEditError`."""
-    *way, name = path
-    place = find(document, *way)
-    held = _object(document, place) if place is not None else None
-    index = held.last(name) if held is not None else -1
-    if held is None or index < 0:
-        return document
-    members = held.members
-    # One comma goes with it: the one behind, or the one before when it stands last.
-    if index + 1 < len(members):
-        return document[: members[index].start] + document[members[index + 1].start :]
-    begin = members[index - 1].value.stop if index else members[index].start
-    return document[:begin] + document[members[index].value.stop :]
-
-
 def edit_members(document: bytes, changes: Mapping[str, bytes | None]) -> bytes:
     """The document with several of its own members set, or (None) removed, in one reading. New ones go to its end.
 
