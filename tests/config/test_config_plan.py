@@ -67,9 +67,8 @@ def test_tls_reaches_the_listener(files: dict[str, str]) -> None:
     assert plan.gateway.tls == TLSFiles(files["cert"], files["key"])
 
 
-def test_without_metrics_the_link_renders_none() -> None:
+def test_without_metrics_nobody_listens_for_those_who_want_them() -> None:
     assert plan_with(metrics_listen="off").metrics_listen is None
-    assert not plan_with(metrics_listen="off").link.metrics_enabled
 
 
 def test_no_secret_shows_in_a_plan() -> None:

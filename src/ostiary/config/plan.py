@@ -122,7 +122,6 @@ def link_settings(settings: Settings) -> LinkSettings:
         gateway_key=Secret(""),
         journal_dir=_journal_dir(settings),
         data_dir=str(settings.data_dir),
-        metrics_enabled=settings.metrics_listen is not None,
         log=log_settings(settings),
         auth_grace=settings.auth_grace,
         structured_logging=settings.structured_logging and settings.structured_logging_source != "control",

@@ -105,7 +105,6 @@ class LinkSettings(Struct, frozen=True):
     journal_dir: str
     data_dir: str
     mode: Literal["embedded", "standalone"] = "embedded"
-    metrics_enabled: bool = True
     log: LogSettings = LogSettings()
     poll_interval: float = 10.0
     """Seconds between two looks at the revision; changes are pushed besides."""
