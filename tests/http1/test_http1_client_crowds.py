@@ -18,6 +18,26 @@ class Crowd:
     def come(self, count: int = 1) -> list[Wire]:
         return [Wire(ClientConnection(self.connections)) for _ in range(count)]
 
+    def begin(self, count: int = 1) -> "list[Handshake]":
+        return [Handshake(self.connections) for _ in range(count)]
+
+
+class Handshake:
+    """A connection whose TLS is not established yet."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.ended = False
+        self._connection = ClientConnection(connections)
+        self.let_in = connections.begin_handshake(self._connection, self._end)
+
+    def _end(self) -> None:
+        self.ended = True
+
+    def succeed(self) -> Wire:
+        assert self.let_in
+        assert not self.ended
+        return Wire(self._connection, tls=True)
+
 
 def answered(wire: Wire) -> bool:
     """Whether it serves."""
@@ -104,5 +124,70 @@ def test_a_lower_limit_holds_from_the_next_newcomer_on() -> None:
         await turns()
         assert not newcomer.closed
         assert len(crowd.connections) <= 16
+
+    perform(play)
+
+
+def test_handshakes_count_and_where_they_are_many_the_oldest_end() -> None:
+    async def play() -> None:
+        crowd = Crowd(64)
+        wires = crowd.come(40)
+        crowd.connections.sweep()
+        begun = crowd.begin(24)
+        assert crowd.app.crowds == []
+        more = crowd.begin(30)
+        assert [one.ended for one in begun] == [True] * 24
+        assert [one.ended for one in more] == [True] * 6 + [False] * 24
+        assert not any(wire.closed for wire in wires), "nobody who is here has to go for those who are not"
+        assert crowd.app.crowds == [0] * 30
+        assert len(crowd.connections) + len(crowd.connections.handshakes) == 64
+
+    perform(play)
+
+
+def test_few_handshakes_are_let_in_for_those_idle_longest() -> None:
+    async def play() -> None:
+        crowd = Crowd(64)
+        oldest = crowd.come(10)
+        crowd.connections.sweep()
+        wires = crowd.come(50)
+        crowd.connections.sweep()
+        begun = crowd.begin(5)
+        assert crowd.app.crowds == [5]
+        assert sum(wire.closed for wire in oldest) == 5
+        assert not any(wire.closed for wire in wires)
+        assert not any(one.ended for one in begun)
+        assert all(answered(one.succeed()) for one in begun), "it counted already"
+        assert crowd.app.crowds == [5]
+        assert len(crowd.connections) == 60
+        assert not crowd.connections.handshakes
+
+    perform(play)
+
+
+def test_where_all_are_busy_a_handshake_has_the_room_of_another_or_none() -> None:
+    async def play() -> None:
+        crowd = Crowd(16, App(begin=lambda request: None))
+        for wire in crowd.come(15):
+            wire.arrives(GET)
+        first, second = crowd.begin(2)
+        assert (first.let_in, first.ended, second.let_in, second.ended) == (True, True, True, False)
+        second.succeed().arrives(GET)
+        (third,) = crowd.begin()
+        assert not third.let_in
+        assert not third.ended
+        assert crowd.app.crowds == [0, 0]
+        assert len(crowd.connections) == 16
+
+    perform(play)
+
+
+def test_who_makes_room_over_tls_is_not_asked_to_agree() -> None:
+    async def play() -> None:
+        crowd = Crowd(2)
+        idle = [one.succeed() for one in crowd.begin(2)]
+        crowd.connections.sweep()
+        crowd.begin()
+        assert [wire.aborted for wire in idle].count(True) == 1
 
     perform(play)

@@ -13,7 +13,6 @@ from typing import cast
 import structlog
 
 from ostiary.core.messages import Drain, Drained, Fatal, NewPeer, Ready, WorkerBoot, WorkerHello
-from ostiary.core.settings import TLSFiles
 from ostiary.core.supervision import Supervision
 from ostiary.http1.pool import client_tls_context
 from ostiary.http1.server import ClientConnection
@@ -21,6 +20,7 @@ from ostiary.http1.server import ClientConnection
 from .journal import Journal, JournalError
 from .limits import Limits, LimitsError
 from .link_channel import LinkChannel, link_socket
+from .tls_listener import ServerTLS, TLSListener
 from .worker import Worker
 
 log = structlog.get_logger()
@@ -61,13 +61,16 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     loop = asyncio.get_running_loop()
     connections = worker.connections
     listener = socket.socket(fileno=fd)
-    server = await loop.create_server(
-        lambda: cast("asyncio.Protocol", ClientConnection(connections)),
-        sock=listener,
-        ssl=listener_tls.context if listener_tls is not None else None,
-        ssl_handshake_timeout=settings.client_head_timeout if listener_tls is not None else None,
-        backlog=_BACKLOG,
-    )
+    server: asyncio.Server | TLSListener
+    if listener_tls is None:
+        server = await loop.create_server(
+            lambda: cast("asyncio.Protocol", ClientConnection(connections)), sock=listener, backlog=_BACKLOG
+        )
+    else:
+        server = TLSListener(
+            listener, listener_tls.context, connections, settings.client_head_timeout, worker.failures.log
+        )
+        server.start(_BACKLOG)
     supervision.report(Ready())
     cut = asyncio.Event()
     ticking = asyncio.create_task(_tick(worker, channel, listener_tls))
@@ -119,7 +122,7 @@ async def _connect_link(channel: LinkChannel, fd: int) -> None:
     await loop.create_unix_connection(lambda: link_socket(channel), sock=socket.socket(fileno=fd))
 
 
-async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS | None") -> None:
+async def _tick(worker: Worker, channel: LinkChannel, listener_tls: ServerTLS | None) -> None:
     reported = time.monotonic()
     while True:
         await asyncio.sleep(worker.tick)
@@ -133,38 +136,3 @@ async def _tick(worker: Worker, channel: LinkChannel, listener_tls: "ServerTLS |
                     listener_tls.reload_if_changed()
             except Exception as error:  # noqa: BLE001 - without its ticks a worker has no time-outs any more
                 worker.failures.log(error)
-
-
-class ServerTLS:
-    """The listener's TLS. Files that change are read again; a broken new one leaves the old in place.
-
-    With `client_ca_file` everybody is asked for a certificate: who shows one must have it from there, who shows none is
-    let in, and refused later on the paths that need one.
-    """
-
-    def __init__(self, files: TLSFiles, client_ca_file: str = "") -> None:
-        self._files = files
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_alpn_protocols(["http/1.1"])
-        self._stamp = self._stat()
-        self.context.load_cert_chain(files.cert_file, files.key_file)
-        if client_ca_file:
-            self.context.verify_mode = ssl.CERT_OPTIONAL
-            self.context.load_verify_locations(client_ca_file)
-
-    def reload_if_changed(self) -> None:
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return
-            self._stamp = stamp
-            self.context.load_cert_chain(self._files.cert_file, self._files.key_file)
-        except (OSError, ssl.SSLError) as error:
-            log.error("keeping the old certificate", error=str(error))
-        else:
-            log.info("loading a changed certificate", cert_file=self._files.cert_file)
-
-    def _stat(self) -> tuple[tuple[int, int], ...]:
-        stats = [Path(name).stat() for name in (self._files.cert_file, self._files.key_file)]
-        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in stats)

@@ -13,7 +13,8 @@ Rules
   so that the answer is not lost to a reset (RFC 9112 §9.6). What was written has time to get out while the client takes it.
 - Nothing is written after the end was begun: `answer` and `finish` are then without effect.
 - There are never more connections than `Connections.most`: those idle longest make room for a new one, and where none is
-  idle, the new one gets the application's answer to that.
+  idle, the new one gets the application's answer to that. One whose TLS is not established yet counts too; where there are
+  many of these, the oldest ends: people's take a moment, and nobody has shown yet who he is.
 """
 
 import asyncio
@@ -65,6 +66,8 @@ class Connections:
         self.body_ticks = limits.body_timeout / tick
         self.head_max = head_max
         self.most = _UNLIMITED
+        self.handshakes: dict[ClientConnection, Callable[[], object]] = {}
+        """Those whose TLS is not established yet, the oldest first, and what ends each."""
         self._all_busy = False
         """Looked at since the last sweep: none is idle."""
 
@@ -79,7 +82,8 @@ class Connections:
 
     def add(self, connection: "ClientConnection") -> None:
         """One more. Where that is one too many, idle ones are closed, or it is itself."""
-        if len(self.live) < self.most:
+        self.handshakes.pop(connection, None)
+        if len(self.live) + len(self.handshakes) < self.most:
             self.live.add(connection)
             return
         closed = 0 if self._all_busy else self._make_room()
@@ -89,15 +93,38 @@ class Connections:
         if not closed:
             connection.turn_away(answer)
 
+    def begin_handshake(self, connection: "ClientConnection", end: Callable[[], object]) -> bool:
+        """One more, which is added once its TLS is established; `end` gives it up. False: there is no room for it."""
+        if len(self.live) + len(self.handshakes) >= self.most and not self.make_room():
+            return False
+        self.handshakes[connection] = end
+        return True
+
+    def make_room(self) -> bool:
+        """For one more handshake, by ending another or closing idle connections; False when there are neither."""
+        handshakes = self.handshakes
+        if len(handshakes) <= self.most // _MADE_ROOM:
+            closed = 0 if self._all_busy else self._make_room()
+            self._all_busy = not closed
+            if closed:
+                self.app.crowded(closed)
+                return True
+        self.app.crowded(0)
+        if not handshakes:
+            return False
+        end = handshakes.pop(next(iter(handshakes)))
+        end()
+        return True
+
     def _make_room(self) -> int:
         """Close idle connections, the longest idle first; gives how many."""
         idle = [connection for connection in self.live if connection.idle]
         idle.sort(key=_quiet, reverse=True)
-        surplus = len(self.live) - self.most
+        surplus = max(0, len(self.live) + len(self.handshakes) - self.most)
         chosen = idle[: surplus + 1 + self.most // _MADE_ROOM]
         for connection in chosen:
             self.live.discard(connection)  # at once: others may be accepted before they are told of their end
-            connection.close_if_idle()
+            connection.reset()  # over TLS a close would wait for the client to agree, with the descriptor
         return len(chosen)
 
     def close_idle(self) -> None:
