@@ -17,6 +17,7 @@ import uvloop
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from control_far_end import KEY, FarEnd, until
+from structlog.testing import capture_logs
 
 from ostiary.core.ids import new_id
 from ostiary.core.metrics import Registry
@@ -137,6 +138,50 @@ def test_a_dead_workers_journal_is_shipped_to_its_end_closed_and_removed(play: P
         assert rig.metrics.adopted[0] == 1
 
     play(test)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs to mount a small tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_the_end_of_a_worker_that_finds_no_room_on_the_disk_is_appended_later(small_disk: Path) -> None:
+    async def test() -> None:
+        async with FarEnd() as far:
+            rig = Rig(small_disk, far)
+            journal = rig.journal()
+            written = append(journal, 3)
+            start, _ = interception()
+            journal.append_start(start)
+            written.append(start)
+            journal.close()
+            filling = small_disk / "filling"
+            with filling.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            with capture_logs() as lines:
+                await rig.start()
+                try:
+                    await until(lambda: len([one for one in lines if one["log_level"] == "error"]) >= 3)
+                    assert far.frames[journal.id] == written, "what stands there is shipped all the same"
+                    filling.unlink()
+                    rig.shipper.look_now()
+                    await until(lambda: not journal.path.exists())
+                finally:
+                    await rig.stop()
+            assert is_gone(far.frames[journal.id].pop())
+            assert far.frames[journal.id] == written
+            told = [one for one in lines if one["log_level"] == "error"]
+            assert {one["event"] for one in told} == {"failing to append the end of the worker to its journal"}
+            assert {(one["journal_id"], one["error"]) for one in told} == {(journal.id, "No space left on device")}
+
+    uvloop.run(test())
 
 
 def test_a_journal_without_a_record_is_removed_without_a_word(play: Play) -> None:

@@ -118,19 +118,23 @@ class JournalShipper:
             self._tell_troubles(run)
             if self._tell is not None:
                 self._tell_records(self._tell, run)
-            if not run.records:
-                return await self._at_end()
         except JournalUnreadableError as exc:
             return await self._unreadable(exc)
         except OSError as exc:
-            if not self._path.exists():
-                log.warning("losing a journal that something else removed", journal_id=self.id)
-                return True
-            log.error("failing to read journal", journal_id=self.id, error=exc.strerror)
-            await self._pause(self._backoff.next())
-            self._files.seek(self._files.next_seq)
-            return False
+            return await self._disk_failed("failing to read journal", exc)
+        if not run.records:
+            return await self._at_end()
         await self._send(run)
+        return False
+
+    async def _disk_failed(self, what: str, error: OSError) -> bool:
+        """The same step again after a while; True: there is no such journal any more."""
+        if not self._path.exists():
+            log.warning("losing a journal that something else removed", journal_id=self.id)
+            return True
+        log.error(what, journal_id=self.id, error=error.strerror)
+        await self._pause(self._backoff.next())
+        self._files.seek(self._files.next_seq)
         return False
 
     # --- sending
@@ -215,7 +219,11 @@ class JournalShipper:
         if not self._files.adopted:
             if time.monotonic() >= self._next_adoption:
                 self._next_adoption = time.monotonic() + ADOPT_INTERVAL
-                if self._files.adopt():
+                try:
+                    adopted = self._files.adopt()
+                except OSError as exc:
+                    return await self._disk_failed("failing to adopt journal", exc)
+                if adopted:
                     self.caught_up = False
                     self._metrics.adopted[0] += 1
                     log.info("adopting journal of a worker that has gone", journal_id=self.id)
@@ -223,10 +231,13 @@ class JournalShipper:
                 self.caught_up = True
             await self._pause(FOLLOW_INTERVAL)
             return False
-        if self._files.holds_records and not self._ends_with_worker_gone():
-            gone = encode_record(WorkerGone(at=time.time_ns() // 1000))
-            await self._in_thread(self._files.append, self._files.next_seq, gone)
-            return False
+        try:
+            if self._files.holds_records and not self._ends_with_worker_gone():
+                gone = encode_record(WorkerGone(at=time.time_ns() // 1000))
+                await self._in_thread(self._files.append, self._files.next_seq, gone)
+                return False
+        except OSError as exc:
+            return await self._disk_failed("failing to append the end of the worker to its journal", exc)
         try:
             await self._in_thread(self._files.remove)
             self.removed = True
