@@ -94,15 +94,21 @@ def check_nobody_noticed(site: Site, load: Load) -> str:
     return str(result)
 
 
-def test_nobody_notices_outages_inside_a_server(start_site: StartSite, chance: Chance, say: Say) -> None:
-    site = start_site()
-    faults = of_machine(site, site.server, chance, "worker", "link", "control", "postgres")
+def suffer_unnoticed(site: Site, faults: dict[str, Fault], chance: Chance) -> str:
+    """Rounds of them under load; tells of it."""
     with site.load() as load:
         load.progress(150)
         story = [line for _ in range(ROUNDS) for line in suffer(faults, load, chance)]
         result = check_nobody_noticed(site, load)
+    return f"seed {chance.seed_number}: {result}; {'; '.join(story)}"
+
+
+def test_nobody_notices_outages_inside_a_server(start_site: StartSite, chance: Chance, say: Say) -> None:
+    site = start_site()
+    faults = of_machine(site, site.server, chance, "worker", "link", "control", "postgres")
+    told = suffer_unnoticed(site, faults, chance)
     if LONG:
-        say(f"outages, seed {chance.seed_number}: {result}; {'; '.join(story)}")
+        say(f"outages, {told}")
 
 
 def test_nobody_notices_outages_behind_a_standalone_gateway(
@@ -116,12 +122,9 @@ def test_nobody_notices_outages_behind_a_standalone_gateway(
         "the database hangs": lambda: door_that(door, "hold"),
         "the server is down": lambda: down(site.server),
     }
-    with site.load() as load:
-        load.progress(150)
-        story = [line for _ in range(ROUNDS) for line in suffer(faults, load, chance)]
-        result = check_nobody_noticed(site, load)
+    told = suffer_unnoticed(site, faults, chance)
     if LONG:
-        say(f"standalone outages, seed {chance.seed_number}: {result}; {'; '.join(story)}")
+        say(f"standalone outages, {told}")
 
 
 def ask(machine: Machine, token: str) -> httpx.Response:

@@ -8,12 +8,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.server import Machine, Server, eventually, open_directory
+from tests.support.server import Machine, Server, eventually, starting
 
 
 class Gateway(Machine):
@@ -123,20 +122,5 @@ StartGateway = Callable[..., Gateway]
 @pytest.fixture
 def start_gateway() -> Iterator[StartGateway]:
     """Starts gateways of one test: `start_gateway(url, key, *arguments, data_dir=..., **variables)`."""
-    started: list[Gateway] = []
-    with open_directory() as directory:
-
-        def start(
-            url: str, key: str, *arguments: str, ready: bool = True, data_dir: Path | None = None, **variables: Any
-        ) -> Gateway:
-            own = directory / f"gateway-{len(started)}"
-            own.mkdir(mode=0o711)
-            one = Gateway(own, url, key, *arguments, **variables)
-            one.data_dir = data_dir or one.data_dir
-            started.append(one)
-            return one.start(ready=ready)
-
+    with starting(Gateway) as start:
         yield start
-        for one in started:
-            if one.process is not None and one.process.poll() is None:
-                one.kill()

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import pytest
@@ -289,6 +289,7 @@ def descendants(pid: int) -> list[int]:
 
 
 StartServer = Callable[..., Server]
+M = TypeVar("M", bound=Machine)
 
 
 @contextlib.contextmanager
@@ -317,22 +318,20 @@ def server(fake: FakeProvider) -> Iterator[Server]:
         assert running.stop() == 0, running.tail()
 
 
-@pytest.fixture
-def start_server() -> Iterator[StartServer]:
-    """Starts servers of one test: `start_server(fake, *arguments, data_dir=..., **variables)`."""
-    started: list[Server] = []
+@contextlib.contextmanager
+def starting(kind: type[M]) -> Iterator[Callable[..., M]]:
+    """Gives what starts machines of a kind, each in a directory of its own; those that still run at the end are killed.
+
+    Its arguments are those of the kind behind the directory, `data_dir` when it is that of another, and `ready=False` when
+    nobody is to wait for it.
+    """
+    started: list[M] = []
     with open_directory() as directory:
 
-        def start(
-            fake: FakeProvider | None,
-            *arguments: str,
-            ready: bool = True,
-            data_dir: Path | None = None,
-            **variables: str,
-        ) -> Server:
-            own = directory / f"server-{len(started)}"
+        def start(*arguments: Any, ready: bool = True, data_dir: Path | None = None, **variables: str) -> M:
+            own = directory / f"{kind.command[0]}-{len(started)}"
             own.mkdir(mode=0o711)
-            one = Server(own, fake, *arguments, **variables)
+            one = kind(own, *arguments, **variables)
             one.data_dir = data_dir or one.data_dir
             started.append(one)
             return one.start(ready=ready)
@@ -341,6 +340,13 @@ def start_server() -> Iterator[StartServer]:
         for one in started:
             if one.process is not None and one.process.poll() is None:
                 one.kill()
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Starts servers of one test: `start_server(fake, *arguments, data_dir=..., **variables)`."""
+    with starting(Server) as start:
+        yield start
 
 
 @pytest.fixture
