@@ -5,7 +5,7 @@
 `values`    how the text of a setting becomes its value
 `loading`   flag > environment > file > default; every problem at once
 `plan`      what each process gets (`core.settings`), made from the settings
-`document`  docs/configuration.md, made from the table
+`document`  docs/configuration.md, made from the table; `headers_document` likewise docs/headers.md
 """
 
 from .loading import ConfigError, Loaded, load

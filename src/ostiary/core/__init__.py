@@ -7,10 +7,13 @@
 `provider_rules`, `provider_env`  what a provider may be configured as; the providers the environment describes
 `identity`   who a token is, or why it is refused
 `messages`   what workers, link and supervisor say to each other
+`supervision` a child's side of its control socket, as its parts see it
 `health`     how keys and upstreams fare, as workers and link tell each other
 `trials`     which requests may try a suspect key, or a breaker that was open
 `settings`   the settings each process gets, already checked
 `journal`    the frame format of a journal segment
 `metrics`    counters behind pre-resolved handles, and how they are sent on
+`interception_log`  the fields of `interception log` lines
 `agents`     which client sent a request, and in which session
+`build`      compiled or not
 """

@@ -6,6 +6,7 @@
 `server`    one client connection: heads, bodies, pipelining, time-outs, back-pressure
 `upstream`  one upstream connection: sends a request, tracks the answer's framing, relays its bytes as they came
 `pool`      keep-alive connections per origin; connecting, TLS, proxies, the check of resolved addresses
+`tls`       TLS towards an upstream, between two buffers
 `origin`    where an upstream is, and what must not be connected to; pure
 `interfaces` what both kinds of connection expect of those around them
 `errors`    what can go wrong on either side

@@ -19,6 +19,7 @@
 `health_metrics`  both as metrics
 `metrics_sum`     the counters of all workers as those of one machine
 `metrics_page`    `GET /metrics`
+`interception_log` a line a record, for who collects them elsewhere
 
 Authorisations, snapshots and states flow to the workers, records to the control plane. Nothing here is on the path of a
 request whose token a worker knows. What must survive this process is on disk: the journals.

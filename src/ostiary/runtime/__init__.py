@@ -13,4 +13,5 @@
 `lifetime`          ending with the parent
 `logs`              structlog and `logging`, the same for every process
 `terminal`          what the person at the terminal reads
+`errors`            what ends a start
 """
