@@ -92,6 +92,18 @@ def error_of(answer: Answer, api: Api) -> dict[str, Any]:
     return error
 
 
+def key_states(server: Server, name: str) -> list[tuple[str, str, str]]:
+    """State, reason and model of each key of a provider, as the API tells them."""
+    shown = server.get(f"/api/v2/ai/providers/{name}/keys")["keys"]
+    found = [key["replicas"][0] if key["replicas"] else {} for key in shown]
+    return [(one.get("state", "usable"), one.get("reason", ""), one.get("model", "")) for one in found]
+
+
+def masked(key: str) -> str:
+    """A key as it is shown."""
+    return f"{key[:4]}...{key[-4:]}"
+
+
 def linked(server: Server, interception_id: str) -> dict[str, Any]:
     """A record that answers a tool call, once it has its parent: another worker's record may arrive after it."""
 
