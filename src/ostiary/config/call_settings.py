@@ -162,7 +162,14 @@ class CallSettings(BaseModel):
         float, Setting(_UPSTREAM, values.duration("1s", "1d"), "Until a provider's response head is there.")
     ] = 600.0
     idle_timeout: Annotated[
-        float, Setting(_UPSTREAM, values.duration("1s", "1d"), "Silence of a provider within a response.")
+        float,
+        Setting(
+            _UPSTREAM,
+            values.duration("1s", "1d"),
+            "Silence of a provider within a response. So long a client may also take for the next half MiB of what waits "
+            "for it, 1.7 KiB/s by default; one that reads more slowly, or not at all, is disconnected, and its call is "
+            "recorded as `client_closed`.",
+        ),
     ] = 300.0
     max_retries: Annotated[
         int, Setting(_UPSTREAM, values.integer(0, 5), "New attempts after a connection that could not be made.")

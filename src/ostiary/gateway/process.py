@@ -26,6 +26,9 @@ from .worker import Worker
 log = structlog.get_logger()
 
 _BACKLOG = 4096
+_UNSENT_MAX = 128 * 1024
+"""Bytes that the kernel takes for a client ahead of what is on its way to it. By itself it takes megabytes, and says that it
+has room again when a third of them has gone: a client that reads slowly would look like one that does not read."""
 _REPORT_INTERVAL = 5.0
 _TAKE_SECONDS = 1.0
 _READ_TURNS = 8
@@ -61,6 +64,8 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
     loop = asyncio.get_running_loop()
     connections = worker.connections
     listener = socket.socket(fileno=fd)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # of all that are accepted
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
     server: asyncio.Server | TLSListener
     if listener_tls is None:
         server = await loop.create_server(
