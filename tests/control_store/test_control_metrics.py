@@ -15,7 +15,7 @@ from ostiary.core.ids import new_id
 from ostiary.core.metrics import Family
 from ostiary.core.secret import Secret
 from ostiary.rpc import version
-from tests.support.control_server import ControlServer, control_settings, serving
+from tests.support.control_server import GATEWAY_KEY, OWNER_TOKEN, ControlServer, control_settings, serving
 from tests.support.database_door import DatabaseDoor
 from tests.support.records import encoded, end, start
 
@@ -32,6 +32,13 @@ async def families(server: ControlServer) -> dict[str, Family]:
 
 def numbers(family: Family) -> Numbers:
     return {sample.labels: sample.value for sample in family.samples}
+
+
+async def new_gateway_key(server: ControlServer) -> str:
+    owner = {"Authorization": f"Bearer {OWNER_TOKEN}"}
+    made = await server.http.post("/api/v2/ai-gateway/keys", json={"name": "elsewhere"}, headers=owner)
+    key: str = made.json()["key"]
+    return key
 
 
 def test_requests_records_and_the_database_are_told(database_url: Secret, tmp_path: Path) -> None:
@@ -121,19 +128,46 @@ def test_without_its_database_it_tells_what_it_knows_itself(
 def test_only_the_link_of_its_own_machine_may_ask(database_url: Secret, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(control_settings(database_url, tmp_path)) as server:
-            made = await server.http.post(
-                "/api/v2/ai-gateway/keys",
-                json={"name": "elsewhere"},
-                headers={
-                    "Authorization": f"Bearer {control_settings(database_url, tmp_path).bootstrap_token.reveal()}"
-                },
-            )
-            elsewhere = {version.HEADER_GATEWAY_KEY: made.json()["key"]}
+            elsewhere = {version.HEADER_GATEWAY_KEY: await new_gateway_key(server)}
             assert (await server.rpc("Authorizer/IsAuthorized", {"keyId": new_id()}, **elsewhere)).status_code == 200
             refused = await server.rpc("Fleet/GetMetrics", {}, **elsewhere)
             assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
             unknown = await server.rpc("Fleet/GetMetrics", {}, **{version.HEADER_GATEWAY_KEY: "guess"})
             assert (unknown.status_code, unknown.json()["code"]) == (401, "unauthenticated")
             assert (await server.get("/metrics")).status_code == 404
+
+    uvloop.run(main())
+
+
+def test_no_way_of_writing_the_path_leads_around_that(database_url: Secret, tmp_path: Path) -> None:
+    exact = b"/ostiary.v1.Fleet/GetMetrics"
+    written_otherwise = (b"/%6Fstiary.v1.Fleet/GetMetrics", b"/ostiary.v1.Fleet%2FGetMetric%73")
+    others = (
+        b"/ostiary.v1.Fleet" + exact,
+        b"/%6Fstiary.v1.Fleet/ostiary.v1.Fleet/GetMetric%73",
+        b"/ostiary.v1.Fleet%2F" + exact[1:],
+        b"/ostiary.v1.Fleet/" + exact,
+        b"/ostiary.v1.Recorder" + exact,
+        b"/ostiary.v1.Recorder/.." + exact,
+        b"/ostiary.v1.Fleet/./GetMetrics",
+        exact + b"/",
+        exact + b"%0A",
+        exact + b"%00",
+        b"/ostiary.v1.Fleet",
+    )
+
+    async def main() -> None:
+        async with serving(control_settings(database_url, tmp_path)) as server:
+            elsewhere = await new_gateway_key(server)
+
+            async def status(target: bytes, key: str) -> int:
+                sent = {version.HEADER_GATEWAY_KEY: key, version.HEADER_API_VERSION: version.CURRENT}
+                answer = await server.http.post("/", json={}, headers=sent, extensions={"target": target})
+                return answer.status_code
+
+            for target in (exact, *written_otherwise):
+                assert (await status(target, GATEWAY_KEY), await status(target, elsewhere)) == (200, 403), target
+            for target in others:
+                assert (await status(target, GATEWAY_KEY), await status(target, elsewhere)) == (404, 404), target
 
     uvloop.run(main())

@@ -30,7 +30,7 @@ _REQUEST_BOUNDS: Final = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 _BATCH_BOUNDS: Final = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
-_RPC_ROUTES: Final = {
+RPC_ROUTES: Final = {
     f"/{service.full_name}/{method.name}": method.server_streaming
     for service in DESCRIPTOR.services_by_name.values()
     for method in service.methods
@@ -90,7 +90,7 @@ def _route(scope: Mapping[str, Any]) -> tuple[str, bool]:  # Any: as above
         # a route does not know the prefix that its router was included with: it is what stands before
         own = route.path_format.format(**scope["path_params"])
         return (path.removesuffix(own) + route.path_format if path.endswith(own) else OTHER), False
-    lasts = _RPC_ROUTES.get(path)
+    lasts = RPC_ROUTES.get(path)
     return (OTHER, False) if lasts is None else (path, lasts)
 
 

@@ -2,7 +2,8 @@
 
 Rules
 - In this order (reference A.5): no gateway key, a wrong one: `unauthenticated`; a version that does not fit:
-  `failed_precondition`, naming both. No byte of the body is read before.
+  `failed_precondition`, naming both; a path that is not exactly that of a method: `unimplemented`. No byte of the body
+  is read before, and nothing behind the door reads a path in another way than it was judged here.
 - The embedded link's key of this start is compared in constant time; every other is looked up by its hash. Neither
   appears anywhere else.
 - What is for the machine of the control plane alone (`OWN_MACHINE_ONLY`) is `permission_denied` with every stored key.
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ostiary.control.database import DATABASE_ERRORS, cause, where
 from ostiary.control.gateway_keys import GatewayCalls
 from ostiary.control.gateway_keys.calls import RECHECK_SECONDS
+from ostiary.control.metrics import RPC_ROUTES
 from ostiary.core.secret import Secret
 from ostiary.rpc.version import HEADER_API_VERSION, HEADER_BUILD, HEADER_GATEWAY_KEY, incompatibility
 
@@ -37,6 +39,7 @@ _HTTP_STATUS: Final = {
     Code.UNAUTHENTICATED: 401,
     Code.PERMISSION_DENIED: 403,
     Code.FAILED_PRECONDITION: 400,
+    Code.UNIMPLEMENTED: 404,
     Code.INTERNAL: 500,
     Code.UNAVAILABLE: 503,
 }
@@ -103,6 +106,9 @@ class Gate:
         problem = incompatibility(headers.get(HEADER_API_VERSION, ""))
         if problem:
             raise _Refusal(Code.FAILED_PRECONDITION, problem)
+        if path not in RPC_ROUTES:
+            # the RPC library also finds a method behind the path that it was mounted at
+            raise _Refusal(Code.UNIMPLEMENTED, "there is no RPC at this path")
         if key_id != _EMBEDDED and path in OWN_MACHINE_ONLY:
             raise _Refusal(Code.PERMISSION_DENIED, "only the link on the control plane's own machine may ask this")
         return key_id
