@@ -1,7 +1,7 @@
 """The REST API under fire: for every operation of its OpenAPI document, inputs that fit and inputs that do not.
 
-Whoever asks: nothing is an error of the server, every error has the one shape, success has a status and a body that the
-document names, and no secret stands in an answer. FUZZ=1 asks more often, and never the same.
+Whoever asks: nothing is an error of the server, every error has the one shape, every answer has a status and a body that the
+document names, and no secret stands in it. FUZZ=1 asks more often, and never the same.
 """
 
 import asyncio
@@ -18,12 +18,15 @@ from ostiary.control import database
 from ostiary.control.api.errors import ErrorBody
 from ostiary.control.app import create_app
 from ostiary.control.events import Events
+from ostiary.control.ingest import Ingest
 from ostiary.control.state import ControlPlane
 from ostiary.control.vault import open_vault
 from ostiary.core.ids import new_id
 from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
 from tests.support.control_admin import Plane, control_settings, vault_key
+from tests.support.json_schema import problem
+from tests.support.records import encoded, end, start
 
 ROUNDS: Final = 100 if os.environ.get("FUZZ") else 6
 """Of each operation, by each caller."""
@@ -199,7 +202,9 @@ def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
             yield path, method.upper(), operation
 
 
-def wrong_with(path: str, operation: Json, caller: str, answer: httpx.Response, secrets: list[str]) -> str:
+def wrong_with(
+    path: str, operation: Json, components: Json, caller: str, answer: httpx.Response, secrets: list[str]
+) -> str:
     """What an answer must not be; empty when it is fine."""
     if answer.status_code >= 500:
         return "an error of the server"
@@ -209,23 +214,21 @@ def wrong_with(path: str, operation: Json, caller: str, answer: httpx.Response, 
         return "a secret in a header"
     if "x-ostiary-request-id" not in answer.headers or "x-injected" in answer.headers:
         return "wrong headers"
-    if answer.status_code >= 400:
-        if answer.headers["content-type"] != "application/json":
-            return "an error that is no JSON"
-        body = answer.json()
-        if set(body) != set(ErrorBody.model_fields) or not body["message"]:
-            return "an error of another shape"
-        if any(set(problem) != {"field", "detail"} for problem in body["validations"]):
-            return "problems of another shape"
-        return ""
-    if caller == "nobody" and path not in OPEN:
+    if caller == "nobody" and path not in OPEN and answer.status_code < 400:
         return "an answer to nobody"
-    documented = operation["responses"].get(str(answer.status_code))
+    responses = operation["responses"]
+    documented = responses.get(str(answer.status_code)) or (responses["default"] if answer.status_code >= 400 else None)
     if documented is None:
         return "a status that is not documented"
-    if "application/json" in documented.get("content", {}):
-        json.loads(answer.text)
-    return ""
+    if "content" not in documented:
+        return "" if not answer.content else "a body that is not documented"
+    ((kind, content),) = documented["content"].items()
+    if answer.headers["content-type"] != kind:
+        return f"not {kind}"
+    body = answer.json()
+    if answer.status_code >= 400 and (set(body) != set(ErrorBody.model_fields) or not body["message"]):
+        return "an error of another shape"
+    return problem(body, content["schema"], components)
 
 
 async def _fire(settings: ControlSettings) -> list[str]:
@@ -250,9 +253,14 @@ async def _fire(settings: ControlSettings) -> list[str]:
             *(PROVIDER_SECRET, VAULT_KEY.reveal(), settings.gateway_key.reveal(), settings.front_door_secret.reveal()),
             *(owner.reveal(), token.reveal(), others.reveal(), settings.database_url.reveal()),
         ]
+        calls = [start(initiator_id=one.id, client_session_id="s-1") for one in (member, member, other)]
+        ends = [end(calls[0], calls=["toolu_1"]), end(calls[1], outcome="upstream_error", error_type="timeout")]
+        assert not (await Ingest(engine).store(new_id(), 1, encoded([*calls, *ends]))).rejected
         document = app.openapi()
+        components = document["components"]["schemas"]
         rng = random.Random(None if os.environ.get("FUZZ") else "openapi")
-        author = Author(document, [member.id, other.id, made.json()["id"], "planted", "somebody", new_id()], rng)
+        known = [member.id, other.id, made.json()["id"], calls[0].id, "s-1", "planted", "somebody", new_id()]
+        author = Author(document, known, rng)
         callers: dict[str, Secret | None] = {"owner": owner, "member": token, "nobody": None}
         succeeded: set[tuple[str, str]] = set()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -269,9 +277,9 @@ async def _fire(settings: ControlSettings) -> list[str]:
                         answer = await client.request(method, target, content=body, headers=headers)
                         if answer.is_success:
                             succeeded.add((method, path))
-                        if problem := wrong_with(path, operation, caller, answer, secrets):
+                        if found := wrong_with(path, operation, components, caller, answer, secrets):
                             asked = f"{method} {target} {body[:300]!r} as {caller}"
-                            wrong.append(f"{problem}: {asked}: {answer.status_code} {answer.text[:300]}")
+                            wrong.append(f"{found}: {asked}: {answer.status_code} {answer.text[:300]}")
         still = await plane.call(owner, "GET", "/api/v2/users")
         assert still.status_code == 200, "the last owner could be locked out"
         assert len(succeeded) > 15, f"hardly anything was accepted: {succeeded}"
