@@ -1,4 +1,4 @@
-"""The benchmark of design §15, and more: `python -m bench [main | stages | growth | all]`; docs/performance.md has its method.
+"""The benchmark: `python -m bench [main | stages | growth | all]`; docs/performance.md has its method.
 
 works       what is asked: request bodies, and the shape of the answers
 load        the load generator, a process of its own; shares no code with Ostiary
@@ -8,7 +8,7 @@ build       which code of Ostiary is measured: a wheel with compiled modules, th
 fake_upstream, nginx, ostiary, litellm, portkey     what is measured, each a `Target`
 rounds      interleaved rounds, medians
 parts       the parts of the main run: calls, streams, latency, memory, workers, ingest, gateways, builds, soak
-table       floors and aims of design §15, the verdict
+table       floors, aims and the verdict
 stages      where the time of a call goes; `inside` measures it without sockets, in the build's own interpreter
 growth      how cost grows with sizes, lengths and numbers, and with fewer cores
 report      prints, and writes the blocks of docs/performance.md

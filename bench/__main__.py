@@ -1,6 +1,6 @@
 """`python -m bench`: measures, prints, and writes what it found into docs/performance.md.
 
-    python -m bench [main]      the table of design §15, beside nginx and what else is asked for
+    python -m bench [main]      floors and aims, beside nginx and what else is asked for
     python -m bench stages      where the time of a call goes
     python -m bench growth      how cost grows with size, length, number, and with fewer cores
     python -m bench all         one after the other

@@ -1,5 +1,10 @@
-"""The fake provider as the upstream of all targets: plain, polling where it has a core of its own, and TLS."""
+"""The fake provider as the upstream of all targets, plain and TLS: two processes that take turns on one core.
 
+Where that core is theirs the one that is asked polls, and the other is halted.
+"""
+
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +23,27 @@ class Upstream:
     plain_port: int
     tls_port: int
     ca_file: Path
-    pids: tuple[int, ...]
+    pids: tuple[int, int]
+    """Of the plain one and of the TLS one."""
+    polls: bool
 
     def direct(self) -> Target:
         """The upstream itself, as the baseline of latency and the proof that the load is not the limit."""
         return Target("direct", self.plain_port, provider_routes(), self.pids[:1])
+
+    @contextmanager
+    def over_tls(self) -> Iterator[None]:
+        """The TLS one has the core and the plain one is halted; else it is the other way round."""
+        plain, tls = self.pids
+        if self.polls:
+            os.kill(plain, signal.SIGSTOP)
+            os.kill(tls, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            if self.polls:
+                os.kill(tls, signal.SIGSTOP)
+                os.kill(plain, signal.SIGCONT)
 
 
 @contextmanager
@@ -35,18 +56,22 @@ def upstream(folder: Path, cores: machine.Cores) -> Iterator[Upstream]:
         blob.write_to_path(str(chain), append=True)
     certificate.private_key_pem.write_to_path(str(key))
     ca.chmod(0o644)
-    plain, tls = children.free_port(), children.free_port()
-    sleeping = [sys.executable, "-m", "ostiary.fake", "--listen"]
-    polling = [sys.executable, "-m", "bench.polling", "127.0.0.1"]
-    commands = {
-        "plain": [*polling, str(plain)] if cores.pinned else [*sleeping, f"127.0.0.1:{plain}"],
-        "tls": [*sleeping, f"127.0.0.1:{tls}", "--tls-cert-file", str(chain), "--tls-key-file", str(key)],
-    }
+    ports = children.free_port(), children.free_port()
+    tls_files = str(chain), str(key)
     with ExitStack() as stack:
         pids = []
-        for name, port, home in (("plain", plain, cores.upstream), ("tls", tls, cores.second)):
-            log = folder / f"fake-{name}.log"
-            started = stack.enter_context(children.running(commands[name], pinned=home, log=log))
+        for port, files in zip(ports, ((), tls_files), strict=True):
+            if cores.pinned:
+                command = [sys.executable, "-m", "bench.polling", f"127.0.0.1:{port}", *files]
+            else:
+                options = [f"{name}={file}" for name, file in zip(("--tls-cert-file", "--tls-key-file"), files)]  # noqa: B905 - or none
+                command = [sys.executable, "-m", "ostiary.fake", "--listen", f"127.0.0.1:{port}", *options]
+            log = folder / f"fake-{port}.log"
+            started = stack.enter_context(children.running(command, pinned=cores.upstream, log=log))
             children.wait_until(partial(children.listens, port), started, log, 20)
             pids.append(started.pid)
-        yield Upstream(plain, tls, ca, tuple(pids))
+        plain, tls = pids
+        if cores.pinned:
+            os.kill(tls, signal.SIGSTOP)
+            stack.callback(os.kill, tls, signal.SIGCONT)  # before it is told to end
+        yield Upstream(*ports, ca, (plain, tls), cores.pinned)

@@ -18,14 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from . import children, machine
 from .build import Build
 from .fake_upstream import Upstream
-from .targets import PROVIDER_KEY, Route, Target
+from .targets import PROVIDER_KEY, Route, Target, UnsettledError
 
 _READY_SECONDS = 60.0
 _BASE = "/api/v2/ai-gateway"
+_SETTLE_SECONDS = 60.0
 _MAKERS = 8
 """Connections over which users and tokens are made."""
 
@@ -33,9 +35,10 @@ _MAKERS = 8
 class Server:
     """A running server."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, token: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, metrics: int, token: str) -> None:
         self._process = process
         self._port = port
+        self._metrics = metrics
         self._token = token
         self.workers = self._children("worker")
         self.around = {
@@ -65,13 +68,14 @@ class Server:
             },
             self.workers,
             self.around,
+            self.settle,
         )
 
     def marked(self, name: str, *, token: str = "", provider: str = "") -> Target:
         """Its route for calls that vary: in each, something else stands where the request has this mark."""
         headers = {"Authorization": f"Bearer {token or self._token}"}
         route = Route(f"{_BASE}/{provider or 'bench-openai'}", headers)
-        return Target(name, self._port, {"openai": route}, self.workers, self.around)
+        return Target(name, self._port, {"openai": route}, self.workers, self.around, self.settle)
 
     def make_tokens(self, first: int, count: int) -> list[str]:
         """So many more people with a token each, the first with this number; gives the tokens."""
@@ -103,6 +107,22 @@ class Server:
         while (stored := self.recorded(since)) < count and time.monotonic() < deadline:
             time.sleep(0.2)
         return stored
+
+    def settle(self) -> None:
+        """Wait until all that the journals hold is in the database."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while pending := self._pending():
+            if time.monotonic() > deadline:
+                raise UnsettledError(f"{pending:,} records were not in the database after {_SETTLE_SECONDS:.0f} s")
+            time.sleep(0.05)
+
+    def _pending(self) -> int:
+        with urlopen(f"http://127.0.0.1:{self._metrics}/metrics", timeout=30) as page:
+            for line in page.read().decode().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "ostiary_link_records_pending":
+                    return int(float(value))
+        raise children.StartError("the metrics page does not tell how many records are pending")
 
     @contextmanager
     def link_halted(self) -> Iterator[None]:
@@ -168,7 +188,7 @@ def ostiary(
     env = build.environment() | {"OSTIARY_BOOTSTRAP_TOKEN": token} | _providers(upstream, providers)
     with children.running(command, pinned=frozenset(), log=log, env=env) as process:
         children.wait_until(lambda: _ready(port), process, log, _READY_SECONDS)
-        server = Server(process, port, token)
+        server = Server(process, port, metrics, token)
         if len(server.workers) != workers:
             raise children.StartError(f"found {len(server.workers)} worker processes, {workers} were asked for")
         server.pin(cores, cores.second if home is None else home)

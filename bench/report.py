@@ -72,7 +72,7 @@ class Conditions:
 
 
 def main_tables(figures: Figures) -> list[Table]:
-    """What `python -m bench` measures, but for the table of design §15."""
+    """What `python -m bench` measures, but for the table of floors and aims."""
     found = [_gateways(figures), _latency(figures), _builds(figures), _medians(figures)]
     return [table for table in found if table.rows]
 

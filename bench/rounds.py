@@ -2,7 +2,8 @@
 
 Rules
 - Targets alternate within a round, so that a noisy minute hits all of them.
-- CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it.
+- CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it. Of what stands around
+  them it is taken when all that the round has left to do is done, before the next target has its turn.
 - Latency is taken from all targets in the same seconds, a call at each in turn, and what is added over the first of them
   is a difference within a round: what disturbs one disturbs all.
 - An error in a round stops the benchmark: a relay that fails fast would look fast.
@@ -14,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from . import children, machine
-from .targets import Target
+from .targets import Target, UnsettledError
 from .works import Work
 
 
@@ -48,9 +49,12 @@ class Result:
     p99_ms: float
     around_us: dict[str, float]
     busy: float
-    spread: float
-    """(largest − smallest) ÷ median of the CPU an answer."""
-    samples: int
+    cpu_us_of_rounds: tuple[float, ...]
+
+    @property
+    def spread(self) -> float:
+        """(largest − smallest) ÷ median of the CPU an answer."""
+        return (max(self.cpu_us_of_rounds) - min(self.cpu_us_of_rounds)) / self.cpu_us if self.cpu_us else 0.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,11 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     told = children.run_load(order, cores.load)
     used = {pid: machine.cpu_seconds(pid) - before[pid] for pid in target.workers}
     _check(target, told)
+    if target.settle is not None:
+        try:
+            target.settle()
+        except UnsettledError as exc:
+            raise RoundError(f"{target.name}: {exc}") from exc
     count = told["count"]
     return Sample(
         count=count,
@@ -189,6 +198,5 @@ def medians(samples: list[Sample]) -> Result:
         p99_ms=median(sample.p99_ms for sample in samples),
         around_us={name: median(sample.around_us[name] for sample in samples) for name in samples[0].around_us},
         busy=median(sample.busy for sample in samples),
-        spread=(max(cpu) - min(cpu)) / median(cpu) if median(cpu) else 0.0,
-        samples=len(samples),
+        cpu_us_of_rounds=tuple(cpu),
     )

@@ -1,12 +1,17 @@
 """What is measured: something that relays requests to the fake provider, or the fake provider itself."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .works import Format, Work
 
 PROVIDER_KEY = "sk-bench-upstream"
+
+
+class UnsettledError(Exception):
+    """What stands around a target has not finished in time."""
 
 
 class UnavailableError(Exception):
@@ -38,6 +43,8 @@ class Target:
     workers: tuple[int, ...]
     around: dict[str, int] = field(default_factory=dict)
     """What stands beside the workers (link, control plane, PostgreSQL), each by its first process: CPU reported by name."""
+    settle: Callable[[], None] | None = None
+    """Waits until what the workers have left for those is done. Raises `UnsettledError`."""
 
     def order(self, work: Work, mode: str, seconds: float, **more: object) -> dict[str, object]:
         """The order for `bench.load`; `more` overrides what the work says."""

@@ -36,7 +36,7 @@ def test_gateways_are_asked_for_by_flag_or_variable(
 
 def test_without_node_portkey_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda _program: None)
-    nowhere = Upstream(1, 1, tmp_path / "ca.pem", ())
+    nowhere = Upstream(1, 1, tmp_path / "ca.pem", (0, 0), polls=False)
 
     with (
         pytest.raises(UnavailableError, match=r"needs Node\.js"),

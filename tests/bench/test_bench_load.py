@@ -36,6 +36,16 @@ def test_closed_load_counts_whole_answers(target: Target, work: Work) -> None:
     assert 0 < told["p50"] <= told["p99"]
 
 
+def test_a_stream_that_lacks_an_event_is_an_error(target: Target) -> None:
+    values = ["events=300"] * 50 + ["events=299"]
+    order = target.order(STREAM, "closed", 20.0, connections=1, count=len(values), vary=("events=300", values))
+
+    told = children.run_load(order, _ANYWHERE)
+
+    assert told["errors"] == 1
+    assert "out of their chunks" in told["reasons"][0]
+
+
 def test_requests_that_vary_take_their_turn() -> None:
     values = [f"sk-value-{number}" for number in range(5)]
     with fake_provider() as own:

@@ -20,7 +20,7 @@ def test_the_middle_round_counts_and_not_the_mean() -> None:
     result = medians([sample(100, 10, 1), sample(900, 12, 2), sample(110, 90, 9)])
 
     assert (result.per_second, result.cpu_us, result.around_us) == (110, 12, {"link": 2})
-    assert result.samples == 3
+    assert result.cpu_us_of_rounds == (10, 12, 90)
 
 
 def test_spread_is_the_range_by_the_median() -> None:
@@ -37,7 +37,7 @@ def test_targets_take_turns_and_the_first_round_does_not_count() -> None:
     result = interleaved([target("a"), target("b")], 2, measure, lambda _line: None)
 
     assert asked == ["a", "b"] * 3
-    assert {name: (one.cpu_us, one.samples) for name, one in result.items()} == {"a": (10.0, 2), "b": (10.0, 2)}
+    assert {name: one.cpu_us_of_rounds for name, one in result.items()} == {"a": (10.0, 10.0), "b": (10.0, 10.0)}
 
 
 def test_added_latency_is_the_median_of_differences_within_a_round() -> None:
