@@ -1,6 +1,7 @@
 """`ostiary gateway start` against a real `ostiary server`: serving, outages, restarts, refusals."""
 
 import os
+import ssl
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 import trustme
 
+from ostiary.rpc import version
 from tests.support.fake_provider import FakeProvider
 from tests.support.gateway import Gateway, Ingress, StartGateway, ask, new_key, recorded
 from tests.support.load import BLOCKING, Call, Load
@@ -262,6 +264,55 @@ def test_tls_and_client_certificates_towards_the_control_plane(
         assert httpx.get(f"{one.url}/readyz").status_code == 503
 
 
+def test_no_way_of_writing_a_path_leads_around_the_client_certificate(
+    start_server: StartServer, own_fake: FakeProvider, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    authority = trustme.CA()
+    ca = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(ca)
+    cert, key = certificates(tmp_path, authority, "server", "127.0.0.1")
+    mine = certificates(tmp_path, authority, "gateway", "gateway@example.com")
+    files = ("--tls-cert-file", cert, "--tls-key-file", key, "--client-ca-file", ca)
+    server = start_server(own_fake, "--workers", "1", *files)
+    sent = {version.HEADER_GATEWAY_KEY: new_key(server)["key"], version.HEADER_API_VERSION: version.CURRENT}
+    bare, shown = ssl.create_default_context(cafile=ca), ssl.create_default_context(cafile=ca)
+    shown.load_cert_chain(*mine)
+    with httpx.Client(verify=bare, headers=sent) as without, httpx.Client(verify=shown, headers=sent) as with_it:
+
+        def ask_both(target: str) -> tuple[int, int]:
+            raw = {"target": target.encode()}
+            first, second = (one.post(server.url, json={}, extensions=raw) for one in (without, with_it))
+            if first.status_code == 400:
+                assert "a client certificate is needed" in first.text
+            return first.status_code, second.status_code
+
+        exact = "/ostiary.v1.ProviderConfigurator/GetAIProviders"
+        assert ask_both(exact) == (400, 200)
+        for target in (
+            exact.replace("o", "%6f"),
+            "/%6Fstiary.v1.ProviderConfigurator/GetAIProviders",
+            "/ostiary%2Ev1.ProviderConfigurator/GetAIProviders",
+            "/ostiary%2ev1%2eProviderConfigurator%2fGetAIProviders",
+            f"{server.url}/%6Fstiary.v1.ProviderConfigurator/GetAIProviders",
+            "/%6Fstiary.v1.ProviderConfigurator/GetAIProviders?a=%",
+        ):
+            assert ask_both(target) == (400, 200), target
+        for target in (
+            f"/{exact}",
+            f"/.{exact}",
+            f"/x/..{exact}",
+            f"/%2E%2E{exact}",
+            f"/%2F{exact[1:]}",
+            f"/%2e/%6Fstiary{exact[8:]}",
+            "/%256Fstiary.v1.ProviderConfigurator/GetAIProviders",
+            "/OSTIARY.v1.ProviderConfigurator/GetAIProviders",
+            "/%EF%BD%8Fstiary.v1.ProviderConfigurator/GetAIProviders",
+            f"{server.url}/{exact}",
+        ):
+            assert ask_both(target) == (404, 404), target
+
+
 def test_large_records_pass_the_front_door(server: Server, start_gateway: StartGateway) -> None:
     gateway = start_gateway(server.url, new_key(server, "large")["key"])
     token = server.new_token("lars")
@@ -286,8 +337,17 @@ def test_a_server_that_stops_is_not_held_up_by_watches(
     start_server: StartServer, own_fake: FakeProvider, start_gateway: StartGateway
 ) -> None:
     server = start_server(own_fake, "--workers", "1")
-    gateway = start_gateway(server.url, new_key(server)["key"])
-    begun = time.monotonic()
-    assert server.stop() == 0
-    assert time.monotonic() - begun < 15
+    key = new_key(server)["key"]
+    gateway = start_gateway(server.url, key)
+    sent = {
+        version.HEADER_GATEWAY_KEY: key,
+        version.HEADER_API_VERSION: version.CURRENT,
+        "Content-Type": "application/connect+json",
+    }
+    written_otherwise = httpx.URL(server.url).copy_with(raw_path=b"/%6Fstiary.v1.Authorizer/%57atchRevocations")
+    with httpx.stream("POST", written_otherwise, content=b"\0\0\0\0\2{}", headers=sent, timeout=30) as watch:
+        assert (watch.status_code, watch.headers["content-type"]) == (200, "application/connect+json")
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 15
     assert gateway.is_ready()

@@ -8,6 +8,7 @@ those names is dropped first.
 
 import asyncio
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from ostiary.core.ids import new_id
 from ostiary.http1.errors import Failure, UpstreamError
@@ -23,7 +24,7 @@ from .refusals import Refusal, error_body, refusal_head
 if TYPE_CHECKING:
     from .worker import Worker
 
-RPC_PREFIX: Final = b"/ostiary.v1."
+_RPC_PREFIX: Final = b"/ostiary.v1."
 _WATCH: Final = b"/Watch"
 _NO_CERTIFICATE_BODY: Final = (
     b'{"code":"failed_precondition","message":"a client certificate is needed here: start the gateway with '
@@ -35,6 +36,16 @@ NO_CERTIFICATE: Final = (
 )
 """Head and body, in the words of the RPC protocol (Connect)."""
 _RECHUNKED: Final = HOP_BY_HOP | {b"content-length", b"transfer-encoding"}
+
+
+def is_rpc(path: bytes) -> bool:
+    """Whether the control plane takes it for a call of a gateway's, however it is written."""
+    return _as_served(path).startswith(_RPC_PREFIX)
+
+
+def _as_served(path: bytes) -> bytes:
+    """A path as the control plane's server reads it: decoded once, and else as it stands."""
+    return unquote_to_bytes(path) if b"%" in path else path
 
 
 class FrontDoorExchange:
@@ -65,8 +76,8 @@ class FrontDoorExchange:
     @property
     def endless(self) -> bool:
         """Whether it lasts until somebody cuts it."""
-        path = self._head.path
-        return path.startswith(RPC_PREFIX) and _WATCH in path
+        path = _as_served(self._head.path)
+        return path.startswith(_RPC_PREFIX) and _WATCH in path
 
     def begin(self, origin: Origin) -> None:
         """Relay to the control plane at `origin`."""

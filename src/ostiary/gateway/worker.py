@@ -34,7 +34,7 @@ from .decide import Admission, locate
 from .dump import Dumps
 from .exchange import Exchange
 from .failures import INTERNAL, Failures
-from .front_door import NO_CERTIFICATE, RPC_PREFIX, FrontDoorExchange
+from .front_door import NO_CERTIFICATE, FrontDoorExchange, is_rpc
 from .heads import ActorHeaders
 from .health import Health
 from .journal import Journal, JournalError
@@ -168,7 +168,7 @@ class Worker:
 
     def _lacks_certificate(self, connection: ClientConnection, path: bytes) -> bool:
         """Gateways show a certificate when `client_ca_file` says so; everybody else may."""
-        if not self.settings.client_ca_file or not path.startswith(RPC_PREFIX):
+        if not self.settings.client_ca_file or not is_rpc(path):
             return False
         return not connection.transport.get_extra_info("peercert")
 
