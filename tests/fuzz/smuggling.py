@@ -274,6 +274,8 @@ class Splitting(NamedTuple):
     source: str
     raw: bytes
     payload: bytes | None
+    begun: bool = False
+    """Of one that is no answer: its head is, and has gone to the client when the rest comes."""
 
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -292,6 +294,7 @@ RESPONSES: Final[list[Splitting]] = [
         DESYNC,
         _OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + _SECOND,
         None,
+        begun=True,
     ),
     Splitting("an answer behind 204", GARDEN, b"HTTP/1.1 204 No Content\r\n\r\n" + _SECOND, b""),
     Splitting("an answer behind 304", GARDEN, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n" + _SECOND, b""),
@@ -320,12 +323,14 @@ RESPONSES: Final[list[Splitting]] = [
         "CVE-2025-22871, Go",
         _OK + b"Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
         None,
+        begun=True,
     ),
     Splitting(
         "a chunk's size of 2^64",
         LINHART,
         _OK + b"Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\n{}\r\n0\r\n\r\n",
         None,
+        begun=True,
     ),
     Splitting(
         "protocols switched unasked",
