@@ -38,7 +38,9 @@ from ostiary.core.settings import GatewaySettings
 log = structlog.get_logger(__name__)
 
 END_RESERVE = 4096
-"""Bytes an end record without content certainly has, frame included."""
+"""Bytes that are set aside for an end."""
+MAX_BARE_END = END_RESERVE - HEADER_SIZE
+"""What an end record without content may have, so that it has room with its frame (`recording.without_content`)."""
 BALLAST_BYTES = 1024**2
 SYNC_INTERVAL = 0.05
 RECHECK_INTERVAL = 0.2
@@ -154,32 +156,35 @@ class Journal:
 
         Every success must be followed by one `append_end`.
         """
-        reserved = self._reserved + END_RESERVE
         size = HEADER_SIZE + len(payload)
-        if not (self._ballast and self._fits(size, reserved)):
+        if not (self._ballast and self._fits(size, self._reserved + END_RESERVE)):
             self._recheck()
-            if not (self._ballast and self._fits(size, reserved)):
+            if not (self._ballast and self._fits(size, self._reserved + END_RESERVE)):
                 self.refusals += 1
                 raise JournalFull(self._full_message())
         if not self._write(payload, size):
             self.refusals += 1
             raise JournalFull(self._full_message())
-        self._reserved = reserved
+        self._reserved += END_RESERVE
         return self._appended(size)
 
     def append_end(self, payload: bytes) -> int:
         """Append the record that closes an interception; gives its number. Raises `JournalError`.
 
-        A record of less than `END_RESERVE` bytes always has room in the journal, and on the disk as long as the ballast
+        A record of at most `MAX_BARE_END` bytes always has room in the journal, and on the disk as long as the ballast
         lasts.
         """
-        reserved = max(0, self._reserved - END_RESERVE)
         size = HEADER_SIZE + len(payload)
-        if not self._fits(size, reserved):
+        if not self._fits(size, max(0, self._reserved - END_RESERVE)):
             self._recheck()
-            if not self._fits(size, reserved):
-                self.refusals += 1
-                raise JournalFull(self._full_message())
+        return self._put_end(payload, size)
+
+    def _put_end(self, payload: bytes, size: int) -> int:
+        """Append an end where there is room as far as is known. Looks for no more: looking pays what is owed, by this."""
+        reserved = max(0, self._reserved - END_RESERVE)
+        if not self._fits(size, reserved):
+            self.refusals += 1
+            raise JournalFull(self._full_message())
         if not self._write(payload, size) and not (self._drop_ballast() and self._write(payload, size)):
             self.refusals += 1
             raise JournalFull(self._full_message())
@@ -189,7 +194,7 @@ class Journal:
     def owe_end(self, payload: bytes) -> None:
         """Keep an end that `append_end` did not take; it is written once there is room. Until then no start is taken.
 
-        `payload` should be below `END_RESERVE` bytes.
+        `payload` should have at most `MAX_BARE_END` bytes.
         """
         self._drop_ballast()
         self._owed.append(payload)
@@ -203,6 +208,7 @@ class Journal:
         """Sync and unlock: the link takes what is left, and closes what has no end."""
         if self._fd < 0:
             return
+        self._recount()
         self._pay()
         self._sync.stop()
         self._sync.run(self._fd)
@@ -292,8 +298,9 @@ class Journal:
     def _pay(self) -> bool:
         """Write the ends that are owed; False when some are left."""
         while self._owed:
+            payload = self._owed[0]
             try:
-                self.append_end(self._owed[0])
+                self._put_end(payload, HEADER_SIZE + len(payload))
             except NotDurable:
                 pass  # it is written
             except JournalError:
