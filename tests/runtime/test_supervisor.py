@@ -240,6 +240,17 @@ def test_a_control_plane_that_cannot_come_back_ends_nothing_and_is_tried_until_i
         assert server.wait_end() == 0, server.err
 
 
+def test_a_worker_that_cannot_come_back_ends_the_command(open_directory: Path) -> None:
+    """Its connections would wait in the kernel for ever, and nobody would know."""
+    data_dir = open_directory / "data"
+    with supervised(_without_database(data_dir, workers=2)) as server:
+        server.wait_ready()
+        (data_dir / "worker-refuses").touch()
+        os.kill(server.pids()["worker-1"], signal.SIGKILL)
+        assert server.wait_end() == 4
+        assert "ostiary: the certificate cannot be read" in server.err
+
+
 def test_a_child_that_never_gets_ready_ends_the_start(open_directory: Path) -> None:
     data_dir = open_directory / "data"
     data_dir.mkdir()

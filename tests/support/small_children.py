@@ -46,6 +46,9 @@ async def worker(boot: WorkerBoot, listener: int, supervision: Supervision) -> i
     knobs = Path(boot.settings.journal_dir).parent
     if (knobs / "worker-never-ready").exists():
         return 7
+    if (knobs / "worker-refuses").exists():
+        supervision.report(Fatal("the certificate cannot be read", 4))
+        return 4
     facts: dict[str, object] = {"pid": os.getpid(), "worker": boot.worker, "environment": dict(os.environ)}
     server = await _answer_with(facts, listener)
     supervision.report(Ready())

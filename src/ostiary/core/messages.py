@@ -168,7 +168,7 @@ class MachineReady(Struct, frozen=True, tag=True):
 
 class Fatal(Struct, frozen=True, tag=True):
     """The child cannot go on, and starting it again does not help: the whole command ends with this one line and this
-    exit status. When an earlier life of the child has served it is no reason to end (see `runtime.supervisor`)."""
+    exit status. A control plane or link that cannot come back is tried again all the same (see `runtime.supervisor`)."""
 
     message: str
     exit_status: int = 1

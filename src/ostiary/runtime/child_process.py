@@ -42,8 +42,8 @@ class ChildProcess:
         self.name = name
         self.ready = False
         """It serves; since its last start."""
-        self.served = False
-        """It has been ready once, in this or an earlier life."""
+        self.refused = False
+        """The last thing it said was that it cannot start, and that is no reason to end."""
         self.final = False
         """Not to be started again."""
         self.records_left: int | None = None
@@ -116,7 +116,8 @@ class ChildProcess:
 
     def _on_message(self, report: Report, _fd: int | None) -> None:
         if isinstance(report, Ready):
-            self.ready = self.served = True
+            self.ready = True
+            self.refused = False
         self._on_report(self, report)
 
     def _on_closed(self, reason: str) -> None:

@@ -7,9 +7,9 @@ Rules
   plane) waits for it in its boot message or in a listen queue.
 - A child or PostgreSQL that ends is started again, with back-off; a worker and the link get a new socketpair whenever
   one of them is new. A child that never gets ready ends the command, as `Fatal` does: its exit status is the cause.
-  But what keeps the successor of a child that has served from starting (a control plane without its database, a worker
-  with a broken certificate) ends nothing: the others serve on, and it is tried again. The link's `Fatal` always ends:
-  it says that the control plane refuses this machine.
+  But what keeps the successor of a control plane or link that has served from starting (no database, a certificate that
+  is being replaced) ends nothing: the workers serve on, and it is tried again. A worker that cannot start ends the
+  command: its share of the connections would wait for ever.
 - End: workers, link (ships what the workers left), control plane, fake provider, PostgreSQL. A second signal cuts,
   a third kills. What is left unshipped is said, and makes the exit status non-zero.
 - It must survive: it holds no request, parses no input, and everything that can wait is bounded.
@@ -212,8 +212,9 @@ class Supervisor:
                 self._announce_when_ready()
             case Note():
                 self._terminal.note(report)
-            case Fatal() if child.served and child is not self._link:
+            case Fatal() if self._announced and not child.ready and child not in self._workers:
                 _log.error("failing to start child again", child=child.name, cause=report.message)
+                child.refused = True
             case Fatal():
                 child.final = True
                 self._fail(report.message, report.exit_status)
@@ -282,7 +283,7 @@ class Supervisor:
         if link in self._respawns:
             self._respawns[link].cancel()
             self._spawn(link)  # what dead workers left has to be shipped
-        if control is not None and (not control.booted or control.final):
+        if control is not None and (not control.booted or control.final or control.refused):
             # nobody is or will be there to ship to, a control plane that has refused may still be on its way out:
             # the link's first `Drain`, so that the next one makes it say what is left and end
             link.send(Drain())
