@@ -11,6 +11,8 @@ import msgspec
 import uvloop
 
 from ostiary.control import metrics as control_metrics
+from ostiary.control.database import connect
+from ostiary.control.metrics import ControlMetrics, MetricsBoard
 from ostiary.core.ids import new_id
 from ostiary.core.metrics import Family
 from ostiary.core.secret import Secret
@@ -123,6 +125,44 @@ def test_without_its_database_it_tells_what_it_knows_itself(
 
     with closing(DatabaseDoor(database_url)) as door:
         uvloop.run(main(door))
+
+
+def test_a_database_whose_sizes_take_too_long_is_not_away(
+    database_url: Secret, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(control_metrics, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(control_metrics, "PATIENCE", "100ms")
+
+    async def main() -> None:
+        async with serving(control_settings(database_url, tmp_path)) as server:
+            somebody = await asyncpg.connect(database_url.reveal().replace("+asyncpg", ""))
+            async with somebody.transaction():
+                await somebody.execute("LOCK TABLE replicas, interceptions")
+                found = await families(server)
+                assert numbers(found["database_up"]) == {(): 1}
+                assert numbers(found["database_bytes"]) == {}
+            await somebody.close()
+            assert numbers((await families(server))["database_bytes"])
+
+    uvloop.run(main())
+
+
+def test_a_database_whose_connections_are_all_in_use_here_is_not_away(
+    database_url: Secret, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(control_metrics, "_PATIENCE_SECONDS", 0.5)
+
+    async def main() -> None:
+        engine = await connect(database_url, pool_size=1)
+        board = MetricsBoard(ControlMetrics(), database_url, engine, None, 0.0)
+        async with engine.connect(), engine.connect():
+            found = {one.name: one for one in await board.families(listening=True)}
+        assert numbers(found["ostiary_control_database_connections"])["api", "used"] == 2
+        assert numbers(found["ostiary_control_database_up"]) == {(): 1}
+        assert numbers(found["ostiary_control_database_bytes"]) == {}
+        await engine.dispose()
+
+    uvloop.run(main())
 
 
 def test_only_the_link_of_its_own_machine_may_ask(database_url: Secret, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 Rules
 - Labels are bounded: routes are those of the API and of RPC, as written in the code; what fits none is `other`.
 - Nothing is asked of the database for a request. What only it knows is asked when somebody looks, once in
-  `FRESH_SECONDS` at most and within `PATIENCE`; while it does not answer, its last sizes are not shown.
+  `FRESH_SECONDS` at most and within `PATIENCE`; while it does not give its sizes, the last ones are not shown.
+- Whether it answers is another question, asked at the same time on a connection of its own: neither sizes that take too
+  long nor a pool that is all in use mean that it is away.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,10 +19,13 @@ from sqlalchemy.pool import QueuePool
 from starlette.routing import Route
 
 from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.core.secret import Secret
 from ostiary.rpc.ostiary_pb2 import DESCRIPTOR
 
-from .database import DATABASE_ERRORS
+from .database import DATABASE_ERRORS, DatabaseUnavailableError, DatabaseUnusableError, connect_driver
 from .measures import Measures, read_measures
+
+T = TypeVar("T")
 
 FRESH_SECONDS: Final = 15.0
 PATIENCE: Final = "1500ms"
@@ -98,40 +103,54 @@ class MetricsBoard:
     """All families of one control plane: what it counts, its pools, and what its database says."""
 
     def __init__(
-        self, metrics: ControlMetrics, engine: AsyncEngine, rpc_engine: AsyncEngine | None, retention: float
+        self,
+        metrics: ControlMetrics,
+        url: Secret,
+        engine: AsyncEngine,
+        rpc_engine: AsyncEngine | None,
+        retention: float,
     ) -> None:
-        """`rpc_engine`: where RPC has connections of its own; `retention`: seconds, 0 for ever."""
+        """`url`: of the database; `rpc_engine`: where RPC has connections of its own; `retention`: seconds, 0 for ever."""
         self._metrics = metrics
+        self._url = url
         self._engine = engine
         self._rpc_engine = rpc_engine
         self._retention = retention
         self._asking = asyncio.Lock()
         self._measures: Measures | None = None
+        self._up = False
         self._asked_at = -FRESH_SECONDS
 
     async def families(self, *, listening: bool) -> list[Family]:
         """`listening`: whether the database tells of changes."""
-        measures = await self._measured()
+        up, measures = await self._measured()
         return [
             *self._metrics.report(),
             self._connections(),
-            gauge("ostiary_control_database_up", "Whether the database answers.", float(measures is not None)),
+            gauge("ostiary_control_database_up", "Whether the database answers.", float(up)),
             gauge("ostiary_control_listening", "Whether the database tells of changes (LISTEN).", float(listening)),
             gauge("ostiary_control_retention_seconds", "How long records are kept; 0: for ever.", self._retention),
             *_families(measures),
         ]
 
-    async def _measured(self) -> Measures | None:
-        """None while the database does not answer."""
+    async def _measured(self) -> tuple[bool, Measures | None]:
+        """Whether the database answers, and its sizes: None while it does not give them."""
         async with self._asking:
             if time.monotonic() - self._asked_at >= FRESH_SECONDS:
-                try:
-                    async with asyncio.timeout(_PATIENCE_SECONDS):
-                        self._measures = await self._ask()
-                except DATABASE_ERRORS:
-                    self._measures = None
+                answers, self._measures = await asyncio.gather(_within(self._answers()), _within(self._ask()))
+                # no connection may be left for the question, and all work with those that there are
+                self._up = bool(answers) or self._measures is not None
                 self._asked_at = time.monotonic()
-            return self._measures
+            return self._up, self._measures
+
+    async def _answers(self) -> bool:
+        connection = await connect_driver(self._url)
+        try:
+            found = await connection.fetchval("SELECT 1")
+            await connection.close()
+            return bool(found)
+        finally:
+            connection.terminate()
 
     async def _ask(self) -> Measures:
         async with self._engine.connect() as connection:
@@ -147,6 +166,15 @@ class MetricsBoard:
                 samples += [Sample((name, "used"), pool.checkedout()), Sample((name, "idle"), pool.checkedin())]
         text_ = "Connections to the database, by pool; with one pool RPC uses that of the API."
         return Family("ostiary_control_database_connections", text_, "gauge", ("pool", "state"), samples)
+
+
+async def _within(question: Coroutine[Any, Any, T]) -> T | None:
+    """None: no answer of the database's in time."""
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await question
+    except (*DATABASE_ERRORS, DatabaseUnavailableError, DatabaseUnusableError):
+        return None
 
 
 def gauge(name: str, text_: str, value: float | None) -> Family:

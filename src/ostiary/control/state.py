@@ -36,7 +36,8 @@ class ControlPlane:
         object.__setattr__(self, "gateway_calls", GatewayCalls(self.rpc_engine))
         object.__setattr__(self, "traffic", TrafficBoard(self.engine))
         object.__setattr__(self, "metrics", ControlMetrics())
-        board = MetricsBoard(self.metrics, self.engine, self.rpc_only, self.settings.retention)
+        settings = self.settings
+        board = MetricsBoard(self.metrics, settings.database_url, self.engine, self.rpc_only, settings.retention)
         object.__setattr__(self, "metrics_board", board)
 
     @property
