@@ -47,9 +47,10 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
             settings.max_concurrency,
             settings.rate_limit,
         )
-        journal = Journal.open(Path(settings.journal_dir), settings, journal_id, time.monotonic)
         tls = client_tls_context(settings.ca_file)
         listener_tls = ServerTLS(settings.tls, settings.client_ca_file) if settings.tls is not None else None
+        # last: a start that fails leaves no journal behind
+        journal = Journal.open(Path(settings.journal_dir), settings, journal_id, time.monotonic)
     except (JournalError, LimitsError) as error:
         supervision.report(Fatal(str(error)))
         return 1
