@@ -347,7 +347,7 @@ def _beside(bench: Bench, work: Work, others: list[Target]) -> dict[str, Result]
     seconds = max(bench.plan.seconds, 3.0)
     return rounds.interleaved(
         [*bench.pair(), *others],
-        2,
+        3,
         lambda target: rounds.closed_round(target, work, seconds, bench.cores),
         bench.note,
     )
