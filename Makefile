@@ -42,7 +42,7 @@ $(COMPILED)/.built: $(STAMP) hatch_build.py $(shell find src/ostiary -name '*.py
 
 test-compiled: $(COMPILED)/.built ## the tests of what is compiled, on the compiled build
 	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
-	  $(addprefix tests/,core e2e gateway http1 journal standalone wire)
+	  $(addprefix tests/,chaos core crash e2e gateway http1 journal standalone wire)
 
 bench: $(COMPILED)/.built ## nginx and Ostiary side by side, written to docs/performance.md
 	$(BIN)/python -m bench
