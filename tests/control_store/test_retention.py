@@ -413,6 +413,41 @@ def test_control_planes_do_not_remove_at_once(database_url: Secret) -> None:
     play(database_url, script)
 
 
+def test_a_database_that_ends_idle_transactions_does_not_end_a_run(
+    database_url: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 1)
+
+    async def script(house: House) -> None:
+        ids = IdSource(clock=lambda: 1_000_000_000_000_000)
+        old = [start(id=ids(), started_at=1_000_000_000_000) for _ in range(2)]
+        await house.store(*old)
+        await house.stored_at(61, *old)
+        name = (await house.column("SELECT quote_ident(current_database())"))[0]
+        await house.db.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '100ms'")
+        second = await database.connect(house.url)
+
+        async def pause(_seconds: float) -> None:
+            """Until the transaction that holds the lock has been idle for long, or is none any more."""
+            while await house.column(
+                "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
+                " WHERE locktype = 'advisory' AND pg_locks.database = (SELECT oid FROM pg_database"
+                " WHERE datname = current_database()) AND now() - state_change < interval '300 ms'"
+            ):
+                await asyncio.sleep(0.01)
+            assert await retention.run(house.engine, KEPT, no_pause) is None, "another one runs at the same time"
+
+        try:
+            result = await retention.run(second, KEPT, pause)
+        finally:
+            await second.dispose()
+        assert result is not None
+        assert result.counts == {"interceptions": 2}
+        assert await house.column("SELECT complete FROM housekeeping WHERE task = 'retention'") == [True]
+
+    play(database_url, script)
+
+
 def test_a_wrong_clock_costs_no_record(database_url: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ahead(datetime):
         @classmethod

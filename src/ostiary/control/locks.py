@@ -14,11 +14,11 @@ class Lock(IntEnum):
     """64-bit keys for `pg_advisory_lock` and its kin."""
 
     MIGRATE = _PREFIX | 1
-    """Held for the session while migrations run."""
+    """Held within the transaction that migrates, and within that which looks after the role of RPC."""
     SEED = _PREFIX | 2
     """Exclusive within a transaction while providers or their keys change; shared while they are read as a set."""
     PARTITIONS = _PREFIX | 3
-    """Held within the transaction that makes partitions."""
+    """Held within a transaction that makes or drops a partition, and within that which looks after the role of RPC."""
     VAULT = _PREFIX | 4
     """Held within a transaction while vault keys are registered or rows re-encrypted."""
     BOOTSTRAP = _PREFIX | 5

@@ -41,6 +41,11 @@ SILENT_JOURNALS: Final = timedelta(days=365)
 """How much longer than the retention a journal is kept that has not ended."""
 MAX_CLOCK_DIFFERENCE: Final = timedelta(hours=1)
 _LIMITS: Final = "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '30s', true)"
+_LIVE_LONG: Final = text(
+    "SELECT set_config(name, '0', true) FROM pg_settings"
+    " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+)
+"""For the transaction that holds the lock and does nothing else. The second one is known from PostgreSQL 17 on."""
 
 Pause = Callable[[float], Awaitable[None]]
 
@@ -81,6 +86,7 @@ async def run(engine: AsyncEngine, retention: float, pause: Pause = asyncio.slee
     async with engine.begin() as holding:
         if not await holding.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": int(Lock.RETENTION)}):
             return None
+        await holding.execute(_LIVE_LONG)
         now: datetime = (await holding.execute(text("SELECT now()"))).scalar_one()
         result = await _Run(engine, now, retention, pause).run()
     async with engine.begin() as connection:
