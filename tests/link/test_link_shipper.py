@@ -29,6 +29,7 @@ from ostiary.link.client import ControlClient
 from ostiary.link.journal_files import LOST, TOO_LARGE
 from ostiary.link.journal_shipper import ShipperMetrics
 from ostiary.link.shipper import Shipper
+from tests.support.small_disk import SmallDisk
 
 
 class Rig:
@@ -140,28 +141,19 @@ def test_a_dead_workers_journal_is_shipped_to_its_end_closed_and_removed(play: P
     play(test)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs to mount a small tmpfs")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_the_end_of_a_worker_that_finds_no_room_on_the_disk_is_appended_later(small_disk: SmallDisk) -> None:
+    disk = small_disk(3)
 
-
-def test_the_end_of_a_worker_that_finds_no_room_on_the_disk_is_appended_later(small_disk: Path) -> None:
     async def test() -> None:
         async with FarEnd() as far:
-            rig = Rig(small_disk, far)
+            rig = Rig(disk, far)
             journal = rig.journal()
             written = append(journal, 3)
             start, _ = interception()
             journal.append_start(start)
             written.append(start)
             journal.close()
-            filling = small_disk / "filling"
+            filling = disk / "filling"
             with filling.open("wb", buffering=0) as file, suppress(OSError):
                 while file.write(bytes(4096)):
                     pass

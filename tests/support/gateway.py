@@ -6,13 +6,15 @@ The fixture `start_gateway` ends what it started, by its pid.
 import contextlib
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.server import Machine, Server, eventually, starting
+from tests.support.load import BLOCKING
+from tests.support.server import OWNER_TOKEN, Machine, Server, eventually, starting
 
 
 class Gateway(Machine):
@@ -39,12 +41,14 @@ def new_key(server: Server, name: str = "site") -> dict[str, str]:
     return key
 
 
-CHAT = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Hello"}]}
-
-
-def ask(url: str, token: str, path: str = "/api/v2/ai-gateway/openai/v1/chat/completions") -> httpx.Response:
-    headers = {"Authorization": f"Bearer {token}"}
-    return httpx.post(url + path, json=CHAT, headers=headers, timeout=20, verify=False)
+def ask(
+    url: str, token: str = OWNER_TOKEN, path: str = BLOCKING.path, *, text: str = "Hello", control: str = ""
+) -> httpx.Response:
+    """One blocking call, with a mark of its own."""
+    content = f"fake-mark:{uuid.uuid4()} {text}"
+    body = {"model": "gpt-5.4-mini", "max_tokens": 10, "messages": [{"role": "user", "content": content}]}
+    headers = {"Authorization": f"Bearer {token}", "X-Fake": control}
+    return httpx.post(url + path, json=body, headers=headers, timeout=20, verify=False)
 
 
 class Ingress:

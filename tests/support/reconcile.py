@@ -4,11 +4,14 @@ Rules
 - The fake provider's ledger says what reached it, by mark; a mark stands in the prompt of its request.
 - Exactly one interception for each of them, ended, with usage when it completed; and one provider call for each mark.
 - Journal by journal: acknowledged = stored + duplicate + rejected = what the interceptions of that journal account for.
+- An answer that came whole and is recorded as interrupted: one for each worker that died, for the last byte of an answer and
+  the end of its record are written in one go, by one thread. A worker that finds no room for ends takes those along too.
+- Nothing that stood on the disk when all processes of a machine died is lost, to the last whole frame.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +33,7 @@ class Reconciled(NamedTuple):
     by_mark: dict[str, dict[str, Any]]
     journals: dict[str, dict[str, Any]]
     late: list[str]
-    """Answered whole, and the worker died before it could write so: it writes to the client first."""
+    """Answered whole, and the worker died before it had written so."""
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -51,10 +54,13 @@ def reconcile(
     *gateways: Gateway,
     within: float = 30.0,
     unsent: Sequence[str] = ("interrupted", "rejected"),
+    late_each: int = 1,
+    on_disk: Mapping[str, int] | None = None,
 ) -> Reconciled:
     """Wait until everything is shipped, then compare. For machines whose stops were all `kill -9`.
 
-    `unsent`: how a request may end that is recorded and did not reach the provider.
+    `unsent`: how a request may end that is recorded and did not reach the provider. `late_each`: how many whole answers may be
+    recorded as interrupted of one worker that died. `on_disk`: `frames_on_disk` of what was killed at one moment.
     """
     machines = (server, *gateways)
     reached = fake.marks()
@@ -85,7 +91,9 @@ def reconcile(
         if call.good and by_mark[call.mark]["outcome"] != "completed":
             assert by_mark[call.mark]["outcome"] == "interrupted", by_mark[call.mark]
             late.append(call.mark)
+    _check_late([by_mark[mark] for mark in late], journals, late_each)
     _check_journals(rows, journals)
+    _check_disk(on_disk or {}, journals)
     for machine in machines:
         assert "Traceback" not in machine.log.read_text(), f"an unexpected error, see the log: {machine.tail()}"
     return Reconciled(by_mark, journals, late)
@@ -182,6 +190,19 @@ def _check_journals(rows: list[dict[str, Any]], journals: dict[str, dict[str, An
         closings = journal["stored"] - starts[journal_id] - ends[journal_id]
         # a link that dies between the acknowledgement of a closing and the removal of the journal has it written again
         assert journal["gone"] <= closings <= 3 * journal["gone"], journal
+
+
+def _check_late(rows: list[dict[str, Any]], journals: dict[str, dict[str, Any]], late_each: int) -> None:
+    for journal_id, count in Counter(row["journal_id"] for row in rows).items():
+        assert journals[journal_id]["gone"], f"whole answers that a living worker took for interrupted: {rows}"
+        assert count <= late_each, f"ends of one worker's records are lost: {count} answers came whole: {rows}"
+
+
+def _check_disk(on_disk: Mapping[str, int], journals: dict[str, dict[str, Any]]) -> None:
+    for journal_id, last in on_disk.items():
+        journal = journals[journal_id]
+        assert journal["gone"], journal
+        assert last < journal["acked_seq"] <= last + 3, f"{last} records were on disk: {journal}"  # closed, see above
 
 
 def _last_record(directory: Path) -> int:
