@@ -1,6 +1,7 @@
 """Files that hold a secret: closed to others from the first byte on, whole or absent, never written through a link."""
 
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_when_it_cannot_take_its_place_nothing_of_it_is_left(tmp_path: Path) -> 
     with pytest.raises(OSError):
         replace_private(path, "s3cret")
     assert [entry.name for entry in tmp_path.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_when_the_disk_does_not_take_all_of_it_nothing_of_it_is_left(
+    write: Callable[[Path, str], None], tmp_path: Path
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limit[1]))
+    try:
+        with pytest.raises(OSError):
+            write(tmp_path / "secret", "s3cret")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_is_neither_written_nor_read_through(tmp_path: Path) -> None:

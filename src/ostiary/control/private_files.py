@@ -49,11 +49,15 @@ def sync_directory(path: Path) -> None:
 def _stage(path: Path, text: str, owner: tuple[int, int] | None = None) -> Path:
     staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask takes away
-        if owner is not None:
-            os.fchown(fd, *owner)  # by descriptor: the directory may be the owner's
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            os.fchmod(fd, 0o600)  # whatever the umask takes away
+            if owner is not None:
+                os.fchown(fd, *owner)  # by descriptor: the directory may be the owner's
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+    except BaseException:
+        staged.unlink()
+        raise
     return staged
