@@ -172,6 +172,33 @@ def test_nobody_who_is_known_waits_for_a_link_that_hangs_and_it_is_asked_now_and
     assert isinstance(play.answers[-1], Unavailable), "the grace is over"
 
 
+def test_strangers_do_not_fill_a_link_that_hangs_and_are_answered_at_once_but_for_the_one_it_is_asked_for():
+    play = Play()
+    play.ask()
+    play.now += 5.1
+    play.cache.sweep()
+    play.answers.clear()
+    play.asked.clear()
+    strangers = iter(range(10**6))
+    for second in range(60):
+        for _ in range(100):
+            play.cache.ask(next(strangers).to_bytes(32, "big"), play.answers.append)
+        play.now += 1.0
+        play.cache.sweep()
+        assert len(play.asked) == second + 1
+        assert len(play.answers) >= 100 * (second + 1) - 6, "of those who wait nobody waits longer than ever"
+    assert {type(answer) for answer in play.answers} == {Unavailable}
+
+    probe = play.asked[-1]
+    play.answers.clear()
+    play.cache.receive(Authorization(probe, identity=ALICE, ttl=5.0))
+    assert play.answers == [ALICE]
+    play.cache.ask(b"s" * 32, play.answers.append)
+    play.cache.ask(b"t" * 32, play.answers.append)
+    assert play.asked[-2:] == [b"s" * 32, b"t" * 32], "it speaks again"
+    assert play.answers == [ALICE]
+
+
 def test_a_refresh_that_died_with_the_link_is_asked_again():
     play = Play()
     play.tell(identity=ALICE, ttl=5.0)

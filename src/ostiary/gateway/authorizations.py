@@ -5,8 +5,9 @@ Rules
 - An answer serves for its `ttl`; in the second half of it, its use asks again ahead of time, so that a busy token never waits.
 - While the control plane or the link is away, an identity serves on for `auth_grace` since it was last confirmed. Its own
   expiry is checked on every use.
-- A link that leaves a question unanswered for `_WAIT_SECONDS` hangs: until it speaks again nobody whom the grace lets in
-  waits for it, and it is asked once a second in all, so that what it does not read stays small.
+- A link that leaves a question unanswered for `_WAIT_SECONDS` hangs: until it speaks again it is asked once a second in
+  all, so that what it does not read stays small. Whom the grace lets in does not wait for it; of all others only the one
+  for whom it is asked does.
 - What is revoked is forgotten at once. Without a link nobody tells of revocations: what is known then serves for
   `_UNLINKED_TTL` before it is asked for, and a new link is asked for everything.
 - Refusals are kept in a table of their own: strangers cannot push known tokens out.
@@ -25,6 +26,7 @@ _WAIT_SECONDS: Final = 5.0
 _UNLINKED_TTL: Final = 5.0
 _PROBE_SECONDS: Final = 1.0
 _NEVER: Final = float("inf")
+_SILENT: Final = "the control plane did not answer in time"
 
 
 class Unavailable:
@@ -96,12 +98,16 @@ class Authorizations:
         if self._hangs:
             known = self._within_grace(digest)
             if known is not None:
-                self._probe(digest)
+                if self._may_probe():
+                    self._send(digest)
                 answered(known)
                 return
         waiting = self._waiting.get(digest)
         if waiting is not None:
             waiting[1].append(answered)
+            return
+        if self._hangs and not self._may_probe():
+            answered(Unavailable(_SILENT))
             return
         if len(self._waiting) >= _WAITING_MAX:
             answered(Unavailable("too many tokens are waiting to be looked up"))
@@ -171,16 +177,17 @@ class Authorizations:
                 break
             _, callbacks = self._waiting.pop(digest)
             self._hangs = True
-            answer = self._within_grace(digest) or Unavailable("the control plane did not answer in time")
+            answer = self._within_grace(digest) or Unavailable(_SILENT)
             for answered in callbacks:
                 answered(answer)
 
-    def _probe(self, digest: bytes) -> None:
-        """Ask a link that hangs, now and then."""
+    def _may_probe(self) -> bool:
+        """Whether it is time to ask a link that hangs again."""
         now = self._clock()
-        if now >= self._probe_at:
-            self._probe_at = now + _PROBE_SECONDS
-            self._send(digest)
+        if now < self._probe_at:
+            return False
+        self._probe_at = now + _PROBE_SECONDS
+        return True
 
     def _within_grace(self, digest: bytes) -> Identity | Refusal | None:
         """An identity that nobody can confirm now, for a while. It is asked for again after some seconds."""

@@ -1,17 +1,25 @@
 """The worker's end of its socket to the link. When the link dies, the supervisor brings a new socket; until then the worker
-serves from what it has."""
+serves from what it has.
+
+Beyond `_UNREAD_MAX` a link that lives and does not read gets nothing of what it can do without: questions, which have an
+answer without it; how trials ended, for their places have a lease; counters, which come whole with the next report. What
+nobody says again is kept for it: that is little, for keys and breakers change with their cool-downs.
+"""
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
+from ostiary.core.health import AskTrial, TrialEnded
 from ostiary.core.messages import (
+    AskAuthorization,
     AskMetrics,
     Authorization,
     FrameReader,
     LinkMessage,
     MachineState,
+    MetricsReport,
     Revoked,
     Serving,
     Snapshot,
@@ -23,6 +31,10 @@ from ostiary.core.messages import (
 from .worker import Worker
 
 log = structlog.get_logger()
+
+_UNREAD_MAX: Final = 1024 * 1024
+"""Bytes that wait for the link; about as much as all questions that may be under way."""
+_DROPPED: Final = (AskAuthorization, AskTrial, TrialEnded, MetricsReport)
 
 
 class LinkChannel:
@@ -38,11 +50,14 @@ class LinkChannel:
         return self._current is not None
 
     def send(self, message: WorkerMessage) -> bool:
-        """Whether there was a link to send it to."""
+        """Whether there was a link to send it to, and for what can be done without also one that reads."""
         current = self._current
         if current is None:
             return False
-        current.transport.write(encode(message))
+        transport = current.transport
+        if isinstance(message, _DROPPED) and transport.get_write_buffer_size() > _UNREAD_MAX:
+            return False
+        transport.write(encode(message))
         return True
 
     def adopt(self, link: "_LinkSocket") -> None:
