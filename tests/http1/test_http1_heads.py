@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ostiary.http1 import head as heads
 from ostiary.http1.errors import HeadError
 from ostiary.http1.head import (
     CHUNKED,
@@ -306,6 +307,39 @@ def test_lines_are_kept_as_they_came_and_names_are_lower_case() -> None:
     assert head.lines == [b"Host: gateway", b"X-One:  a ", b"x-two:b", b"X-ONE:\tc"]
     assert head.names == [b"host", b"x-one", b"x-two", b"x-one"]
     assert head.fields == {b"host": b"gateway", b"x-one": b"a, c", b"x-two": b"b"}
+
+
+CREDENTIALS = (
+    "Authorization",
+    "Proxy-Authorization",
+    "Cookie",
+    "Set-Cookie",
+    "Api-Key",
+    "X-Api-Key",
+    "X-Goog-Api-Key",
+    "X-Amz-Security-Token",
+    "X-Auth-Token",
+    "X-Ostiary-Token",
+    "X-Ostiary-Front-Door",
+    "X-Ostiary-Gateway-Key",
+    "X-Coder-AI-Governance-Token",
+    "Coder-Session-Token",
+    "Ocp-Apim-Subscription-Key",
+    "X-Of-Somebodys-Own",
+)
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_no_credential_is_kept_after_its_head_is_read_whatever_field_it_comes_in(name: str) -> None:
+    credential = f"of-{name.lower()}-0123456789abcdef".encode()
+    line = name.encode() + b": " + credential
+    for parse, raw in (
+        (parse_request_head, request(line, b"Accept: kept")),
+        (parse_response_head, response(line, b"Accept: kept")),
+    ):
+        parse(raw)
+        assert b"Accept: kept" in heads._known
+        assert not any(credential in kept for kept in heads._known)
 
 
 def test_expectation_and_upgrade_are_noted() -> None:

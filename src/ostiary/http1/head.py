@@ -44,10 +44,22 @@ _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 _DIGITS_MAX: Final = 15
 
 
-_CREDENTIALS: Final = frozenset(
-    b"authorization proxy-authorization cookie set-cookie api-key x-api-key x-ostiary-token x-ostiary-front-door".split()
-    + b"x-ostiary-gateway-key x-coder-ai-governance-token".split()
+_KEPT_NAMES: Final = frozenset(
+    b"host connection keep-alive accept accept-charset accept-encoding accept-language user-agent expect te".split()
+    + b"content-type content-length content-encoding transfer-encoding x-forwarded-proto x-forwarded-host".split()
+    + b"anthropic-version anthropic-beta anthropic-dangerous-direct-browser-access openai-beta openai-intent".split()
+    + b"x-app originator version editor-version editor-plugin-version copilot-integration-id x-initiator".split()
+    + b"x-github-api-version sec-fetch-mode x-stainless-arch x-stainless-async x-stainless-helper-method".split()
+    + b"x-stainless-lang x-stainless-os x-stainless-package-version x-stainless-retry-count x-stainless-runtime".split()
+    + b"x-stainless-runtime-version x-stainless-timeout".split()
+    + b"date server cache-control vary via alt-svc strict-transport-security x-content-type-options".split()
+    + b"referrer-policy x-robots-tag cf-cache-status openai-version access-control-allow-origin".split()
+    + b"access-control-allow-credentials access-control-expose-headers x-accel-buffering openai-organization".split()
+    + b"anthropic-organization-id x-ratelimit-limit-requests x-ratelimit-limit-tokens".split()
+    + b"anthropic-ratelimit-requests-limit anthropic-ratelimit-tokens-limit".split()
+    + b"anthropic-ratelimit-input-tokens-limit anthropic-ratelimit-output-tokens-limit".split()
 )
+"""Fields whose lines come again and again, and of which none holds a credential."""
 _KEPT_LINES: Final = 2048
 _KEPT_LINE_MAX: Final = 160
 
@@ -191,14 +203,15 @@ def parse_response_head(raw: bytes, *, to_head_request: bool = False) -> Respons
 
 
 _known: Final[dict[bytes, tuple[bytes, bytes]]] = {}
-"""Field lines as (lower-cased name, value): most lines of most heads are the same again and again. Bounded; no credentials."""
+"""Field lines as (lower-cased name, value): most lines of most heads are the same again and again. Bounded; of `_KEPT_NAMES`
+only, for a credential is in memory no longer than its request."""
 
 
 def _take_apart(line: bytes) -> tuple[bytes, bytes]:
     name, _, value = line.partition(b":")
     name = name.lower()
     pair = (name, value.strip(b" \t"))
-    if len(line) <= _KEPT_LINE_MAX and name not in _CREDENTIALS:
+    if len(line) <= _KEPT_LINE_MAX and name in _KEPT_NAMES:
         if len(_known) >= _KEPT_LINES:
             _known.clear()
         _known[line] = pair
