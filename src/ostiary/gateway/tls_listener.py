@@ -8,7 +8,6 @@ Rules
 """
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any, Final, cast
 import structlog
 
 from ostiary.core.settings import TLSFiles
+from ostiary.http1.errors import EXHAUSTED
 from ostiary.http1.server import ClientConnection, Connections
 
 log = structlog.get_logger()
@@ -27,7 +27,6 @@ _AT_ONCE: Final = 16
 """Connections that are accepted in one turn of the loop: those that make room for them are closed at its end."""
 _PAUSE: Final = 0.1
 """Seconds until the next try when there is no descriptor for one more."""
-_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 _Handshake = asyncio.Task[Any]  # Any: what the loop gives, a transport and a protocol; both are told to each other
 
@@ -71,7 +70,7 @@ class TLSListener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self._pause()
                     return
                 continue  # the client has gone already

@@ -1,6 +1,11 @@
 """What can go wrong on either side of the relay."""
 
+import errno
 from enum import StrEnum
+from typing import Final
+
+EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""`errno`s: what this machine has none left of, descriptors or memory of the kernel."""
 
 
 class HeadError(Exception):

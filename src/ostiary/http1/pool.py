@@ -10,7 +10,6 @@ Rules
 import asyncio
 import base64
 import contextlib
-import errno
 import socket
 import ssl
 import urllib.parse
@@ -20,16 +19,13 @@ from typing import Final, Protocol, cast
 
 from ostiary.core.secret import Secret
 
-from .errors import Failure, UpstreamError
+from .errors import EXHAUSTED, Failure, UpstreamError
 from .origin import IPNetwork, Origin, bypasses_proxy, is_refused
 from .tls import UpstreamTLS
 from .upstream import UpstreamConnection
 
 KEEPALIVE_SECONDS: Final = 60.0
 """Idle time after which a pooled connection is closed: below the 75 s that servers commonly keep."""
-
-_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-"""What this machine has none left of: descriptors, memory of the kernel."""
 
 
 class PoolLimits(Protocol):
@@ -274,7 +270,7 @@ class _Tunnel(asyncio.Protocol):
 
 def _failure(exc: Exception) -> Failure:
     """Why there is no connection."""
-    return Failure.EXHAUSTED if isinstance(exc, OSError) and exc.errno in _EXHAUSTED else Failure.CONNECT
+    return Failure.EXHAUSTED if isinstance(exc, OSError) and exc.errno in EXHAUSTED else Failure.CONNECT
 
 
 def _reason(exc: Exception) -> str:
