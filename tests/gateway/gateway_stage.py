@@ -522,6 +522,7 @@ class World:
         worker = self.worker
         assert not worker._live
         assert worker._body_memory == 0
+        assert worker.answer_memory.held == 0
         assert not worker.pinged
         assert self.cells[0] == 0, "places of max_concurrency"
         assert self.trials["granted"] == self.trials["ended"]

@@ -206,6 +206,9 @@ class Request:
     def request_stalled(self) -> None:
         self._note("stalled")
 
+    def request_too_slow(self) -> None:
+        self._note("too slow")
+
     def client_gone(self) -> None:
         self._note("gone")
 

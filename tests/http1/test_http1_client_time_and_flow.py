@@ -1,7 +1,11 @@
 """Time-outs and back-pressure of a client connection. A tick is a second, and the tests drive the clock."""
 
+from collections.abc import Callable
+
 import pytest
-from http1_stage import App, ClientStage, Limits, Request, ok, perform, turns
+from http1_stage import App, ClientStage, Limits, Request, Wire, ok, perform, turns
+
+from ostiary.http1.server import BODY_GRACE, BODY_RATE, ClientConnection, Connections
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 POST = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
@@ -11,8 +15,20 @@ BODY_TIME = int(Limits.body_timeout)
 LINGER_QUIET, LINGER_TOTAL = 5, 30
 
 
+LONG = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n"
+ENDLESS = b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def hold(_: Request) -> None:
     """The application has not decided yet."""
+
+
+def kept(request: Request) -> None:
+    request.connection.collect(1 << 30)
+
+
+def passed_on(request: Request) -> None:
+    request.connection.stream()
 
 
 # --- waiting for a request
@@ -97,18 +113,18 @@ def test_the_keepalive_time_starts_with_the_end_of_the_answer() -> None:
 
 def test_a_body_that_stops_coming_is_told_of_and_progress_is_not() -> None:
     async def play() -> None:
-        stage = ClientStage(App(stalled=lambda r: r.refuse(b"408 Request Timeout")))
-        stage.wire.arrives(POST[:-5])
-        for byte in b"hel":
+        stage = ClientStage(App(begin=kept, stalled=lambda r: r.refuse(b"408 Request Timeout")))
+        stage.wire.arrives(LONG)
+        for _ in range(3):
             stage.ticks(BODY_TIME)
-            stage.wire.arrives(bytes([byte]))
+            stage.wire.arrives(b"x" * BODY_TIME * BODY_RATE)
         stage.ticks(BODY_TIME)
         assert stage.request.words == []
         stage.ticks(1)
         assert stage.request.words == ["stalled"]
         assert bytes(stage.wire.sent).startswith(b"HTTP/1.1 408 ")
         assert stage.wire.eof_sent
-        stage.wire.arrives(b"lo" + GET)
+        stage.wire.arrives(b"x" + GET)
         await turns()
         assert len(stage.app.requests) == 1
 
@@ -126,6 +142,110 @@ def test_a_body_that_is_held_back_does_not_stall() -> None:
         stage.wire.arrives(b"llo")
         await turns()
         assert stage.request.body == b"hello"
+
+    perform(play)
+
+
+def drip(stage: ClientStage, piece: bytes, ticks: int) -> int:
+    """A piece a second until it is told of; gives the seconds."""
+    for tick in range(1, ticks + 1):
+        stage.wire.arrives(piece)
+        stage.ticks(1)
+        if stage.request.words[-1:] == ["too slow"]:
+            return tick
+    return 0
+
+
+@pytest.mark.parametrize("taken", [kept, passed_on])
+@pytest.mark.parametrize(("head", "byte"), [(LONG, b"x"), (ENDLESS, b"1\r\nx\r\n")])
+def test_a_body_that_comes_byte_by_byte_has_a_minute_and_no_more(
+    taken: Callable[[Request], None], head: bytes, byte: bytes
+) -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=taken, too_slow=lambda r: r.refuse(b"408 Request Timeout")))
+        stage.wire.arrives(head)
+        assert drip(stage, byte, 1000) == BODY_GRACE + 1
+        assert b"HTTP/1.1 408 " in stage.wire.sent
+        assert stage.wire.eof_sent
+        stage.wire.arrives(byte)
+        await turns()
+        assert len(stage.app.requests) == 1
+
+    perform(play)
+
+
+def test_a_body_in_small_pieces_with_silences_between_them_is_too_slow() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=kept))
+        stage.wire.arrives(LONG)
+        ticks = 0
+        while not stage.request.told:
+            stage.ticks(BODY_TIME)
+            ticks += BODY_TIME
+            stage.wire.arrives(b"x" * 1000)
+        assert stage.request.words[0] == "too slow"
+        assert ticks < BODY_GRACE + 2 * BODY_TIME
+
+    perform(play)
+
+
+def test_a_slow_link_has_its_time() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=passed_on))
+        stage.wire.arrives(ENDLESS)
+        piece = b"%x\r\n%b\r\n" % (BODY_RATE, b"x" * BODY_RATE)
+        assert not drip(stage, piece, 5000)
+        assert len(stage.request.body) == 5000 * BODY_RATE
+
+    perform(play)
+
+
+def test_what_came_at_first_counts_for_later() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=kept))
+        stage.wire.arrives(LONG + b"x" * 100 * BODY_RATE)
+        assert drip(stage, b"x", 1000) == BODY_GRACE + 101
+
+    perform(play)
+
+
+def test_each_body_has_a_minute_of_its_own() -> None:
+    async def play() -> None:
+        stage = ClientStage()
+        for _ in range(5):
+            stage.wire.arrives(POST[:-5])
+            assert not drip(stage, b"", int(BODY_GRACE) // 3)
+            stage.wire.arrives(b"hello")
+        assert stage.wire.sent.count(b"/b hello") == 5
+
+    perform(play)
+
+
+def test_the_time_in_which_a_body_is_held_back_is_not_the_clients() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=passed_on))
+        stage.wire.arrives(LONG + b"x")
+        for _ in range(200):
+            stage.connection.pause_reading()
+            stage.ticks(BODY_TIME * 10)
+            stage.connection.resume_reading()
+            stage.ticks(1)
+            stage.wire.arrives(b"x" * BODY_RATE)
+        assert set(stage.request.words) == {"piece"}
+
+    perform(play)
+
+
+def test_the_minute_is_longer_where_longer_silences_are_allowed() -> None:
+    async def play() -> None:
+        stage = ClientStage(App(begin=kept))
+        limits = Limits()
+        limits.body_timeout = 300.0
+        stage.connections = Connections(stage.app, limits, 1.0)
+        stage.connection = ClientConnection(stage.connections)
+        stage.wire = Wire(stage.connection)
+        stage.wire.arrives(LONG)
+        assert drip(stage, b"x", 1000) == 301
 
     perform(play)
 

@@ -93,7 +93,13 @@ class CallSettings(BaseModel):
         float, Setting(_CLIENTS, values.duration("1s", "10m"), "Until a client's request head is complete.")
     ] = 10.0
     client_body_timeout: Annotated[
-        float, Setting(_CLIENTS, values.duration("1s", "1h"), "Silence while a request body is read.")
+        float,
+        Setting(
+            _CLIENTS,
+            values.duration("1s", "1h"),
+            "Silence while a request body is read; then 408. After a minute, or this time where it is longer, a body must "
+            "also have come at 1 KiB a second on average.",
+        ),
     ] = 30.0
     client_keepalive_timeout: Annotated[
         float,
@@ -152,7 +158,12 @@ class CallSettings(BaseModel):
     ] = 32 * 1024**2
     body_memory_max: Annotated[
         int,
-        Setting(_LIMITS, values.size("32MiB", "1024GiB"), "Request bodies a worker holds at once; beyond it: 503."),
+        Setting(
+            _LIMITS,
+            values.size("32MiB", "1024GiB"),
+            "Request bodies a worker holds at once; beyond it: 503. As much again is for answers that are not streams and "
+            "are read for their record; beyond it they reach their clients all the same, and are recorded as unparsed.",
+        ),
     ] = 512 * 1024**2
 
     connect_timeout: Annotated[

@@ -14,6 +14,7 @@ from ostiary.core.identity import Identity
 from ostiary.core.identity import Refusal as TokenRefusal
 from ostiary.core.secret import mask
 from ostiary.http1.fields import CREDENTIALS
+from ostiary.http1.server import BODY_RATE
 from ostiary.wire.content_coding import DecodedTooLongError, UnsupportedCodingError
 from ostiary.wire.facts import RequestFacts
 
@@ -138,6 +139,9 @@ def locate(snapshot: Snapshot | None, target: Target) -> Admission | Refusal:
 HTTP_1_0: Final = Refusal(505, "http_1_0", "Provider routes need HTTP/1.1.")
 BODY_MEMORY: Final = Refusal(
     503, "body_memory", "The gateway's memory for request bodies is used up. Try again.", retry_after=1
+)
+BODY_TOO_SLOW: Final = Refusal(
+    408, "body_rate", f"The request body came too slowly: less than {BODY_RATE} bytes a second on average."
 )
 NOT_RECORDED: Final = Refusal(500, "journal", "The request could not be recorded, so it was not sent. Try again later.")
 _BYOK_OFF: Final = Refusal(403, "byok_off", "Bringing your own key is turned off on this gateway (allow_byok).")

@@ -269,6 +269,9 @@ class Exchange:
     def request_stalled(self) -> None:
         self._break_off(Refusal(408, "body_timeout", "The request body stopped coming."))
 
+    def request_too_slow(self) -> None:
+        self._break_off(decide.BODY_TOO_SLOW)
+
     def _break_off(self, refusal: Refusal) -> None:
         """The rest of the body will not come."""
         if self._call is not None:
@@ -473,9 +476,10 @@ class Exchange:
                 content_type = transform.content_type or content_type
         observer = None
         if wire_format is not None:
-            observer = observer_for(wire_format, content_type, self.worker.settings.record_content, coding)
+            memory = self.worker.answer_memory
+            observer = observer_for(wire_format, content_type, self.worker.settings.record_content, coding, memory)
             if observer is None and head.status >= 400:
-                observer = error_observer(wire_format, content_type, coding)
+                observer = error_observer(wire_format, content_type, coding, memory)
         if not self.may_change and head.framing != UNTIL_CLOSE:
             return observer, None
         stream = not coding and type(observer) is StreamObserver
@@ -668,8 +672,11 @@ class Exchange:
             ending.error_type = error_type_of(ending.status, self.admission.provider.family)
         elif ending.outcome == "client_closed":
             ending.error_type = "unknown"
-        if facts is not None and ending.outcome == "completed" and not facts.complete and not facts.unparsed:
-            self._notes += ("the answer ended without the format's own end",)
+        if facts is not None and ending.outcome == "completed":
+            if facts.problem:
+                self._notes += (f"the answer could not be read: {facts.problem}",)
+            elif not facts.complete and not facts.unparsed:
+                self._notes += ("the answer ended without the format's own end",)
         return facts
 
     def _finish(self, failed: bool | None) -> None:

@@ -18,6 +18,7 @@ from ostiary.http1.origin import Origin
 from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import UpstreamConnection
 
+from .decide import BODY_TOO_SLOW
 from .failures import INTERNAL
 from .refusals import Refusal, error_body, refusal_head
 
@@ -143,6 +144,9 @@ class FrontDoorExchange:
 
     def request_stalled(self) -> None:
         self._break_off(Refusal(408, "body_timeout", "The request body stopped coming."))
+
+    def request_too_slow(self) -> None:
+        self._break_off(BODY_TOO_SLOW)
 
     def _break_off(self, refusal: Refusal) -> None:
         """A refusal where there is room for one: not in the middle of an answer."""

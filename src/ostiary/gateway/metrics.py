@@ -122,6 +122,9 @@ class GatewayMetrics:
         self.unparsed = registry.counter(
             "ostiary_unparsed_answers", "Answers whose facts could not be read in full.", "provider"
         )
+        self.unread_answers = registry.counter(
+            "ostiary_answers_without_memory", "Answers not read for their record for want of memory (body_memory_max)."
+        ).cell()
         self.internal_errors = registry.counter(
             "ostiary_internal_errors", "Requests and steps that a mistake of the gateway ended."
         ).cell()

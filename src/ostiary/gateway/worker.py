@@ -26,6 +26,7 @@ from ostiary.http1.head import RequestHead
 from ostiary.http1.origin import Origin, parse_networks, split_base_url
 from ostiary.http1.pool import Pool
 from ostiary.http1.server import ClientConnection, Connections
+from ostiary.wire.observer import AnswerMemory
 
 from .answers import ChangedAnswer
 from .authorizations import Authorizations
@@ -122,6 +123,8 @@ class Worker:
         self._standalone = settings.mode == "standalone"
         self._live: set[LiveExchange] = set()
         self._body_memory = 0
+        self.answer_memory = AnswerMemory(settings.body_memory_max)
+        """Of its own: uploads that are slow to come must not keep answers from being recorded."""
         self._large: deque[Callable[[], None]] = deque()
         self._journal_logged_at = 0.0
         self._crowded_logged_at = 0.0
@@ -286,6 +289,7 @@ class Worker:
         metrics.journal_bytes[0] = float(journal.used_bytes)
         metrics.journal_refusals[0] = float(journal.refusals)
         metrics.journal_sync_failures[0] = float(journal.sync_failures)
+        metrics.unread_answers[0] = float(self.answer_memory.refusals)
         metrics.client_connections[0] = float(len(self.connections))
         metrics.upstream_idle[0] = float(self.pool.idle_count)
         return MetricsReport(metrics.report(), seq)

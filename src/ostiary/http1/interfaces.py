@@ -33,6 +33,9 @@ class ServerExchange(Protocol):
     def request_stalled(self) -> None:
         """The body stopped coming for `body_timeout`. Must answer."""
 
+    def request_too_slow(self) -> None:
+        """The body comes at less than `BODY_RATE`. Must answer."""
+
     def client_gone(self) -> None:
         """The client closed the connection before it had its answer."""
 

@@ -9,6 +9,8 @@ Rules
 - Pipelined requests wait their turn in a bounded buffer, and for the client to take the answers before.
 - Time-outs are counted in sweeps of the worker's one clock tick (`tick`), not in timers of each connection: `quiet` is raised
   by every sweep and set to 0 by what counts as progress in the state.
+- A body that comes has its time by its size: so little of it a second (`BODY_RATE`) is not for its sake. What we hold back
+  ourselves is no time of the client's.
 - An answer to a request whose body was not read through ends the connection; what still arrives is dropped, for a while,
   so that the answer is not lost to a reset (RFC 9112 §9.6). What was written has time to get out while the client takes it.
 - Nothing is written after the end was begun: `answer` and `finish` are then without effect.
@@ -42,6 +44,11 @@ _LINGER_QUIET: Final = 5.0
 _LINGER_TOTAL: Final = 30.0
 """Seconds that an ending connection is read from, between two reads and in all, once everything is written."""
 
+BODY_GRACE: Final = 60.0
+BODY_RATE: Final = 1024
+"""Bytes a second in which a body has to come on average, once it has been read for so many seconds, or for `body_timeout`
+where that is longer. Nginx, Apache and Kestrel ask for a few hundred or nothing; agents send megabytes."""
+
 _DRAIN_INLINE: Final = 64 * 1024
 """An unread body up to this size is read and dropped to keep the connection, instead of closing it."""
 
@@ -64,6 +71,8 @@ class Connections:
         self.head_ticks = limits.head_timeout / tick
         self.keepalive_ticks = limits.keepalive_timeout / tick
         self.body_ticks = limits.body_timeout / tick
+        self.body_grace_ticks = max(BODY_GRACE, limits.body_timeout) / tick
+        self.body_rate = BODY_RATE * tick
         self.head_max = head_max
         self.most = _UNLIMITED
         self.handshakes: dict[ClientConnection, Callable[[], object]] = {}
@@ -141,6 +150,8 @@ class ClientConnection:
     """See the module's rules. An `asyncio.Protocol`; `exchange` is the request being served."""
 
     __slots__ = (
+        "_body_came",
+        "_body_ticks",
         "_buffer",
         "_chunks",
         "_collected",
@@ -178,6 +189,8 @@ class ClientConnection:
         self._writing_paused = False
         self._lingered = 0
         self._unsent = 0
+        self._body_came = 0
+        self._body_ticks = 0
         self.exchange: ServerExchange | None = None
         self.head: RequestHead | None = None
         self.quiet = 0
@@ -291,6 +304,8 @@ class ClientConnection:
         self._limit = limit
         self._chunks = ChunkedReader() if head.framing == CHUNKED else None
         self._left = head.content_length if head.framing == LENGTH else 0
+        self._body_came = 0
+        self._body_ticks = 0
         self._state = _READ_BODY
         if self._left > limit:
             self._too_large()
@@ -303,6 +318,7 @@ class ClientConnection:
         self._allow_reading()
 
     def _take_body(self, data: bytes) -> None:
+        self._body_came += len(data)
         chunks = self._chunks
         if chunks is not None:
             self._take_chunks(chunks, data)
@@ -549,8 +565,7 @@ class ClientConnection:
             if self._taken_too_slowly():
                 self.reset()
         elif state == _READ_BODY:
-            if self.quiet > self._shared.body_ticks and self.exchange is not None and not self._reading_paused:
-                self.exchange.request_stalled()
+            self._sweep_body()
         else:
             self._sweep_end()
 
@@ -565,6 +580,18 @@ class ClientConnection:
             self._left = 0
             if self.quiet > (shared.keepalive_ticks if self.requests else shared.head_ticks):
                 self._close()
+
+    def _sweep_body(self) -> None:
+        shared = self._shared
+        exchange = self.exchange
+        if self._reading_paused:
+            self.quiet = 0
+        elif exchange is not None:
+            self._body_ticks += 1
+            if self.quiet > shared.body_ticks:
+                exchange.request_stalled()
+            elif self._body_came < (self._body_ticks - shared.body_grace_ticks) * shared.body_rate:
+                exchange.request_too_slow()
 
     def _sweep_end(self) -> None:
         """LINGER and SKIP: the answer is written, what still comes is dropped."""
