@@ -32,6 +32,7 @@ RecordContent = Literal["none", "prompts", "full"]
 _PROMPT_CHILD: Final = 1
 _FIRST_CHILD: Final = 2
 """Numbers of what belongs to an interception (`core.ids.child_id`): its prompt, then usage, tool calls, thoughts."""
+_NO_FACTS: Final = RequestFacts("")
 
 
 class Ending:
@@ -165,33 +166,22 @@ def passed_through(
     trace: Trace,
 ) -> tuple[InterceptionStart, InterceptionEnd]:
     """Of a request that is relayed without a record: what telemetry is told. `times_us`: when it began, and ended."""
-    provider = admission.provider
-    start = InterceptionStart(
+    start = start_record(
         request_id,
-        identity.owner_id,
-        identity.api_key_id,
-        provider.family,
-        provider.name,
-        "",
-        admission.route.label,
         times_us[0],
-        route_kind="passthrough",
+        identity,
+        admission,
+        credential,
+        fields,
+        _NO_FACTS,
         client=client,
-        user_agent=fields.get(b"user-agent", b"").decode("latin-1")[:512],
-        client_session_id=session,
-        credential_kind=credential[0],
-        credential_hint=credential[1],
+        session=session,
+        revision=0,
+        with_prompt=False,
+        firewall=None,
     )
-    end = InterceptionEnd(
-        request_id,
-        times_us[1],
-        ending.outcome,
-        status_code=ending.status,
-        error_type=ending.error_type,
-        error_message=clip(ending.error_message),
-        trace=trace,
-    )
-    return start, end
+    end = end_record(request_id, times_us[1], ending, hint="", facts=None, tool_results=(), trace=trace, content="none")
+    return msgspec.structs.replace(start, route_kind="passthrough"), end
 
 
 def end_record(
