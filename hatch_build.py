@@ -24,9 +24,9 @@ COMPILED = """
     http1/chunks http1/fields http1/head http1/pool http1/server http1/tls http1/upstream
     wire/anthropic_messages wire/budget wire/events wire/formats wire/lenient wire/observer wire/openai_chat
     wire/openai_responses wire/request wire/sse wire/usage
-    gateway/answers gateway/authorizations gateway/decide gateway/exchange gateway/heads gateway/interception
-    gateway/journal gateway/metrics gateway/recording gateway/refusals gateway/routes gateway/upload
-    gateway/upstream_call gateway/worker
+    gateway/answers gateway/authorizations gateway/clearance gateway/decide gateway/exchange gateway/heads
+    gateway/interception gateway/journal gateway/metrics gateway/recording gateway/refusals gateway/reply
+    gateway/routes gateway/upload gateway/upstream_call gateway/worker
 """.split()  # noqa: SIM905 - a table of names
 """What every call runs through."""
 

@@ -123,6 +123,21 @@ def test_an_error_that_is_slow_waits_for_the_trial_of_another_key(records: Recor
         assert ends[-1].credential_hint == "sk-a...cdef", "the key that it was answered to"
 
 
+def test_what_still_comes_of_a_slow_error_is_not_taken_for_an_answer_to_the_next_key(records: Records) -> None:
+    """Also when it is longer than what is held."""
+    endless = limited().replace(b": 1000", b": 9000000")
+
+    def goes_on(world: World) -> None:
+        upstream = world.upstreams[-1]
+        upstream.transport.paused = False  # what the kernel had before reading was paused
+        upstream.transport.bring(b"." * (HELD_RAW_MAX + 1))
+
+    slow: list[Step] = [*ASK[:2], ("trial", 0, 1), ASK[2], told(endless), WHOLE]
+    world = play(records, [*REFUSED, *slow, ("time", 0, 2), goes_on, ("trial", 0, 1), *AGAIN])
+    assert keys(world)[2:] == [A1, A2]
+    assert client_of(world).out.rpartition(b"HTTP/1.1 ")[2].startswith(b"200")
+
+
 def test_a_client_that_leaves_while_another_key_is_asked_for(records: Records) -> None:
     world = play(records, [*REFUSED, *SLOW, ("time", 0, 2), ("leave", 0, 0), ("trial", 0, 1)])
     assert all(upstream.transport.closing for upstream in world.upstreams)

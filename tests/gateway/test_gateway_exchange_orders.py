@@ -1,5 +1,6 @@
 """One request path, whatever comes when: pieces of bodies, answers, ends, time, trials, reloads, clients that leave."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ from gateway_stage import A1, A2, ASK, PART, WHOLE, Records, Step, counted, play
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ostiary.gateway.answers import HeldAnswer
+from ostiary.gateway.answers import HeldAnswer, Patience
 from ostiary.http1.head import parse_response_head
 
 STEPS = ("ask", "client", "connect", "say", "bring", "bring", "client", "connect", "say", "time", "trial")
@@ -81,17 +82,21 @@ def test_an_answer_without_a_body_gets_none(records: Records, asked: int) -> Non
 
 
 def test_the_framing_of_an_answer_that_is_held_is_bounded_too() -> None:
-    full: list[bool] = []
-    held = HeldAnswer(
-        parse_response_head(b"HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\n"), lambda: full.append(True)
-    )
-    out: list[bytes] = []
-    sent = b""
-    while not full:
-        piece = b"1;" + b"x" * 8190 + b"\r\n.\r\n"
-        sent += piece
+    async def holds() -> None:
+        full: list[bool] = []
+        head = parse_response_head(b"HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\n")
+        held = HeldAnswer(head, Patience(lambda: full.append(True)), None, "")
+        out: list[bytes] = []
+        sent = b""
+        while not full:
+            piece = b"1;" + b"x" * 8190 + b"\r\n.\r\n"
+            sent += piece
+            held.take(piece)
+            held.take_payload(b".")
+            assert len(sent) < 1024 * 1024
+        held.let_go(out.append, None)
         held.take(piece)
-        held.take_payload(b".")
-        assert len(sent) < 1024 * 1024
-    held.let_go(out.append, None)
-    assert b"".join(out) == sent
+        assert b"".join(out) == sent + piece
+        assert full == [True], "told once"
+
+    asyncio.run(holds())

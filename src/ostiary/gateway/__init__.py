@@ -1,8 +1,10 @@
 """The data plane: serves clients from an immutable snapshot, touches no database, records everything.
 
 `worker`          one process's application: connections, upstream pool, snapshot, journal, time
-`exchange`        one data-plane request from its head to its settlement
-`upstream_call`   its upstream side: attempts, credentials, who gets the answer
+`exchange`        one data-plane request, from its head to where it goes upstream
+`reply`           from there on: its record, its client's answer, its end
+`clearance`       whether it may go upstream, and with which credential
+`upstream_call`   its upstream side: attempts, who gets the answer
 `answers`         answers that do not go on just as they come
 `upload`          forms that are streamed to the upstream; pure
 `keep_alive`      pings while the upstream is silent; pure

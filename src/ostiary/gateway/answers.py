@@ -2,18 +2,22 @@
 
 `ChangedAnswer`  in chunks of ours: events can be withheld, changed or put in, and a cut can be told from the end
 `HeldAnswer`     one that may say something of a key: kept until it is known whether it goes to the client
+`Patience`       how long and how much of an answer is waited for that the client does not get, or not yet
 """
 
+import asyncio
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Final
 
+from ostiary.http1.errors import UpstreamError
 from ostiary.http1.head import ResponseHead
 from ostiary.http1.upstream import COMPACT_BYTES
 from ostiary.wire.include_usage import UsageChunkFilter
 from ostiary.wire.observer import Observer
 
 from .keep_alive import KeepAlive
+from .providers import RuntimeKey
 from .providers.adapter import Transform
 
 HELD_MAX: Final = 64 * 1024
@@ -87,40 +91,79 @@ class ChangedAnswer:
                 self._keep_alive.wrote(data, now)
 
 
+class Patience:
+    """Ends after `HELD_SECONDS` or `HELD_RAW_MAX` bytes, unless it was ended before: then `ended` is called, once."""
+
+    __slots__ = ("_ended", "_left", "_timer")
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended: Callable[[], None] | None = ended
+        self._left = HELD_RAW_MAX
+        self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self.is_over)
+
+    def took(self, data: bytes) -> None:
+        """More has come, as it came."""
+        self._left -= len(data)
+        if self._left < 0:
+            self.is_over()
+
+    def is_over(self) -> None:
+        ended = self._ended
+        self.end()
+        if ended is not None:
+            ended()
+
+    def end(self) -> None:
+        """It is not needed any more."""
+        self._ended = None
+        self._timer.cancel()
+
+
 class HeldAnswer:
-    """`overflow` is called once, when it is too long to be held."""
+    """`key`, `hint`: with which credential it came."""
 
-    __slots__ = ("_compact", "_overflow", "_payload", "_raw", "_raw_size", "_show", "_size", "_write", "head")
+    __slots__ = (
+        "_compact",
+        "_patience",
+        "_payload",
+        "_raw",
+        "_show",
+        "_size",
+        "_write",
+        "error",
+        "head",
+        "hint",
+        "key",
+        "passed_on",
+    )
 
-    def __init__(self, head: ResponseHead, overflow: Callable[[], None]) -> None:
+    def __init__(self, head: ResponseHead, patience: Patience, key: RuntimeKey | None, hint: str) -> None:
         self.head = head
+        self.key = key
+        self.hint = hint
+        self.error: UpstreamError | None = None
+        """Why it is not whole."""
+        self.passed_on = False
+        """Another key is being asked for, while the rest of it may still come."""
         self._raw: list[bytes] = []
         self._payload: list[bytes] = []
         self._size = 0
-        self._raw_size = 0
         self._write: Write = self._raw.append
         self._show: Write = self._payload.append
-        self._overflow: Callable[[], None] | None = overflow
+        self._patience = patience
         self._compact: Callable[[], object] = _nothing
 
     def take(self, data: bytes) -> None:
         """Body bytes as they came, framing included."""
         self._write(data)
-        self._raw_size += len(data)
-        if self._raw_size > HELD_RAW_MAX:
-            self._is_full()
+        self._patience.took(data)
 
     def take_payload(self, data: bytes) -> None:
         """The same without the framing."""
         self._show(data)
         self._size += len(data)
         if self._size > HELD_MAX:
-            self._is_full()
-
-    def _is_full(self) -> None:
-        overflow, self._overflow = self._overflow, None
-        if overflow is not None:
-            overflow()
+            self._patience.is_over()
 
     @property
     def payload(self) -> bytes:
@@ -134,7 +177,6 @@ class HeldAnswer:
     def let_go(self, write: Write | None, show: Write | None, compact: Callable[[], object] | None = None) -> None:
         """What was kept, and what still comes: the bytes as they came to `write`, the payload to `show`."""
         payload, raw = self.payload, b"".join(self._raw)
-        self._overflow = None
         self._compact = compact or _nothing
         self._payload.clear()
         self._raw.clear()
