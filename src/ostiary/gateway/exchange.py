@@ -229,6 +229,9 @@ class Exchange:
     def request_stalled(self) -> None:
         self._break_off(Refusal(408, "body_timeout", "The request body stopped coming."))
 
+    def request_too_slow(self) -> None:
+        self._break_off(decide.BODY_TOO_SLOW)
+
     def _break_off(self, refusal: Refusal) -> None:
         """The rest of the body will not come."""
         with self:

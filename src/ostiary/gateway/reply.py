@@ -120,9 +120,10 @@ class Reply:
                 content_type = transform.content_type or content_type
         observer = None
         if wire_format is not None:
-            observer = observer_for(wire_format, content_type, settings.record_content, coding)
+            memory = self._worker.answer_memory
+            observer = observer_for(wire_format, content_type, settings.record_content, coding, memory)
             if observer is None and head.status >= 400:
-                observer = error_observer(wire_format, content_type, coding)
+                observer = error_observer(wire_format, content_type, coding, memory)
         usage_filter = keep_alive = None
         if not coding and type(observer) is StreamObserver:
             if exchange.splices_usage:
@@ -295,8 +296,11 @@ class Reply:
             ending.error_type = error_type_of(ending.status, exchange.admission.provider.family)
         elif ending.outcome == "client_closed":
             ending.error_type = "unknown"
-        if facts is not None and ending.outcome == "completed" and not facts.complete and not facts.unparsed:
-            self._notes += ("the answer ended without the format's own end",)
+        if facts is not None and ending.outcome == "completed":
+            if facts.problem:
+                self._notes += (f"the answer could not be read: {facts.problem}",)
+            elif not facts.complete and not facts.unparsed:
+                self._notes += ("the answer ended without the format's own end",)
         return facts
 
     def _trace(self, call: UpstreamCall | None) -> Trace:
