@@ -51,7 +51,7 @@ MEMORY_EACH = 5_000
 
 
 def test_ten_thousand_idle_connections_cost_little_and_end_in_time(start_site: StartSite, say: Say) -> None:
-    head_time, idle_time = (60, 75) if LONG else (15, 25)
+    head_time, idle_time = (60, 75) if LONG else (20, 30)
     times = {"OSTIARY_CLIENT_HEAD_TIMEOUT": f"{head_time}s", "OSTIARY_CLIENT_KEEPALIVE_TIMEOUT": f"{idle_time}s"}
     site = start_site(workers=1, front=times)
     count = min(IDLE, allow_many_files() * 3 // 4)
@@ -67,17 +67,17 @@ def test_ten_thousand_idle_connections_cost_little_and_end_in_time(start_site: S
             await_all(some, lambda peer: peer.status == 200)
             used += some
         unused = crowd.connect(count - len(used))
-        eventually(lambda: usage(site.front).descriptors > count)
+        eventually(
+            lambda: usage(site.front).descriptors > count, what="they all stand before the first has had its time"
+        )
         during = usage(site.front)
         beside = traffic(site, "beside")
-        peers = [*used, *unused]
-        assert not any(peer.end for peer in peers), "ended too early"
-        await_all(peers, lambda peer: peer.end, within=idle_time + 10)
+        await_all([*used, *unused], lambda peer: peer.end, within=idle_time + 10)
     assert {(peer.end, peer.size) for peer in unused} == {("closed", 0)}
     assert {(peer.end, peer.status) for peer in used} == {("closed", 200)}
-    assert head_time <= min(peer.seconds for peer in unused)
+    assert head_time <= min(peer.seconds for peer in unused), "ended too early"
     assert max(peer.seconds for peer in unused) < head_time + SLACK
-    assert max(peer.seconds for peer in used) > idle_time
+    assert idle_time <= min(peer.seconds for peer in used), "ended too early"
     check_untouched(alone, beside)
     with Crowd(site.front.port) as crowd:
         crowd.connect(count)
