@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ostiary.core.records import InterceptionEnd, InterceptionStart, Trace, encode_record
 from ostiary.wire.facts import ResponseFacts
 
-from .journal import END_RESERVE, JournalError, NotDurable
+from .journal import MAX_BARE_END, JournalError, NotDurable
 from .recording import Ending, bare_end, end_record, without_content
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ class Interception:
                 self._worker.log_journal_failure(again)
             except JournalError as again:
                 self._worker.log_journal_failure(again)
-                journal.owe_end(payload if len(payload) < END_RESERVE else bare)
+                journal.owe_end(payload if len(payload) <= MAX_BARE_END else bare)

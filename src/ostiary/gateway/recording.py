@@ -8,7 +8,6 @@ from ostiary.core.agents import AgentFirewall
 from ostiary.core.identity import Identity
 from ostiary.core.ids import child_id
 from ostiary.core.records import (
-    MAX_ERROR_MESSAGE,
     CredentialKind,
     ErrorType,
     InterceptionEnd,
@@ -22,7 +21,7 @@ from ostiary.core.records import (
 )
 from ostiary.http1.errors import Failure
 from ostiary.wire.errors import classify
-from ostiary.wire.facts import Format, ProviderError, RequestFacts, ResponseFacts, ToolCall, Usage
+from ostiary.wire.facts import Format, ProviderError, RequestFacts, ResponseFacts, ToolCall, Usage, clip
 
 from .decide import Admission
 from .heads import without_credentials
@@ -33,6 +32,9 @@ _PROMPT_CHILD: Final = 1
 _FIRST_CHILD: Final = 2
 """Numbers of what belongs to an interception (`core.ids.child_id`): its prompt, then usage, tool calls, thoughts."""
 _NO_FACTS: Final = RequestFacts("")
+_BARE_TEXT: Final = 200
+_BARE_OBJECT: Final = 1024
+"""Bytes of one text, and of one object, in an end without content."""
 
 
 class Ending:
@@ -89,14 +91,6 @@ def upstream_failed(ending: Ending, *, own: bool, exhausted: bool) -> bool | Non
     if own and ending.status in (401, 403):
         return None
     return ending.error_type in ("server_error", "overloaded", "timeout") or ending.status >= 500
-
-
-def clip(message: str) -> str:
-    """At most `MAX_ERROR_MESSAGE` bytes of valid UTF-8."""
-    if len(message) * 4 <= MAX_ERROR_MESSAGE:
-        return message
-    raw = message.encode("utf-8", "replace")
-    return message if len(raw) <= MAX_ERROR_MESSAGE else raw[:MAX_ERROR_MESSAGE].decode("utf-8", "ignore")
 
 
 def start_record(
@@ -246,6 +240,8 @@ def end_record(
     )
 
 
+LOST: Final = Trace(notes=["what the answer said was lost to an internal error of the gateway"])
+
 _NONE: Final[list[Any]] = []  # Any: empty, whatever it is a list of
 """Shared by records, which are frozen and only encoded."""
 
@@ -286,24 +282,39 @@ def bare_end(interception_id: str, now_us: int, ending: Ending) -> InterceptionE
         status_code=ending.status,
         error_type=ending.error_type,
         unparsed=True,
-        trace=Trace(notes=["what the answer said was lost to an internal error of the gateway"]),
+        trace=LOST,
     )
 
 
 def without_content(record: InterceptionEnd) -> InterceptionEnd:
-    """The same end with usage only, for a journal that has no room for more."""
+    """The same end with usage only, for a journal that has no room for more: encoded, at most `journal.MAX_BARE_END` bytes.
+
+    What others have written is cut for that; their `usage` object and further numbers, which cannot be, are left out.
+    """
     return InterceptionEnd(
         record.id,
         record.ended_at,
         record.outcome,
         status_code=record.status_code,
         error_type=record.error_type,
-        error_message=record.error_message[:200],
-        credential_hint=record.credential_hint,
-        provider_response_id=record.provider_response_id,
-        response_model=record.response_model,
-        finish_reason=record.finish_reason,
+        error_message=clip(record.error_message, 2 * _BARE_TEXT),
+        credential_hint=clip(record.credential_hint, _BARE_TEXT),
+        provider_response_id=clip(record.provider_response_id, _BARE_TEXT),
+        response_model=clip(record.response_model, _BARE_TEXT),
+        finish_reason=clip(record.finish_reason, _BARE_TEXT),
         unparsed=record.unparsed,
-        token_usages=record.token_usages,
+        token_usages=[_bare_usage(usage) for usage in record.token_usages[:1]],
         trace=Trace(notes=["content was shed: the journal is full"]),
+    )
+
+
+def _bare_usage(usage: TokenUsage) -> TokenUsage:
+    metadata = {
+        name: clip(value, _BARE_TEXT) if isinstance(value, str) else value for name, value in usage.metadata.items()
+    }
+    return msgspec.structs.replace(
+        usage,
+        provider_response_id=clip(usage.provider_response_id, _BARE_TEXT),
+        metadata=metadata if len(msgspec.msgpack.encode(metadata)) <= _BARE_OBJECT else {},
+        raw=usage.raw if len(usage.raw.encode("utf-8", "replace")) <= _BARE_OBJECT else "",
     )

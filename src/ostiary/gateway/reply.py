@@ -28,6 +28,7 @@ from .interception import Interception
 from .journal import JournalError
 from .keep_alive import KeepAlive
 from .recording import (
+    LOST,
     Ending,
     error_type_of,
     error_type_of_failure,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from .exchange import Exchange
 
 _BODILESS: Final = frozenset((204, 304))
-_LOST: Final = Trace(notes=["what the answer said was lost to an internal error of the gateway"])
 
 
 class Reply:
@@ -255,7 +255,7 @@ class Reply:
         worker = self._worker
         ended_ns = exchange.stages["end"] = perf_counter_ns()
         facts: ResponseFacts | None = None
-        trace = _LOST
+        trace = LOST
         with exchange:
             facts, trace = self._facts(call), self._trace(call)
         with exchange:
