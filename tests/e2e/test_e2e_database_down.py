@@ -1,14 +1,22 @@
 """The database is stopped: people go on working, and what they did is in the record once it is back."""
 
 import base64
+import os
+import re
+import signal
 
 from ostiary.runtime.postgres import EmbeddedPostgres
 from tests.e2e.conftest import CHAT, DATA_PLANE, MESSAGES, RESPONSES, Person
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import ask
-from tests.support.server import StartServer, eventually, open_directory
+from tests.support.server import Server, StartServer, eventually, open_directory
 
 KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+def control_up(server: Server) -> list[str]:
+    page = server.owner.get(server.metrics_url).raise_for_status().text
+    return re.findall("^ostiary_control_up (.+)$", page, re.MULTILINE)
 
 
 def test_traffic_goes_on_without_the_database_and_records_arrive_once_it_is_back(
@@ -38,6 +46,12 @@ def test_traffic_goes_on_without_the_database_and_records_arrive_once_it_is_back
             eventually(lambda: server.metric("ostiary_link_records_pending") == 2 * len(during))
             assert server.metric("ostiary_link_records_rejected_total") == 0
 
+            # one that starts anew meanwhile waits for the database, and that shows
+            assert control_up(server) == ["1.0"]
+            (control,) = server.children("control")
+            os.kill(control, signal.SIGKILL)
+            eventually(lambda: control_up(server) == ["0.0"] and server.children("control") != [control])
+
             postgres.start()
             for interception_id, prompt in during.items():
                 record = server.interception(interception_id)
@@ -47,6 +61,7 @@ def test_traffic_goes_on_without_the_database_and_records_arrive_once_it_is_back
             assert len(server.interceptions()) == len(during) + 1
             assert own_fake.requests()["count"] == len(during) + 1
             eventually(lambda: server.metric("ostiary_link_records_pending") == 0)
+            assert control_up(server) == ["1.0"]
             assert server.stop() == 0
         finally:
             postgres.stop()

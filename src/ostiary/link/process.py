@@ -254,17 +254,18 @@ class _Link:
         return [*workers, *self._registry.report(), *self._health(), *await self._gauges(), *control]
 
     async def _control_families(self) -> list[Family]:
-        """What the control plane of this machine tells, also when it is of no use for want of its database.
-
-        A gateway elsewhere has none.
+        """What the control plane of this machine tells, also when it is of no use for want of its database, and whether it
+        tells anything: one that starts waits for its database first. A gateway elsewhere has none.
         """
         if self._settings.mode != "embedded":
             return []
         try:
-            return await self._client.get_metrics(CONTROL_METRICS_WITHIN)
+            told = await self._client.get_metrics(CONTROL_METRICS_WITHIN)
         except ControlFailure as failure:
             log.debug("rendering metrics without those of the control plane", reason=str(failure))
-            return []
+            told = []
+        up = _gauge("ostiary_control_up", "Whether this machine's control plane says how it is.", float(bool(told)))
+        return [up, *told]
 
     def _health(self) -> list[Family]:
         return self._health_metrics.families(self._board.key_health(), self._board.breaker_health())
