@@ -162,9 +162,11 @@ def test_the_end_of_a_worker_that_finds_no_room_on_the_disk_is_appended_later(sm
                 try:
                     await until(lambda: len([one for one in lines if one["log_level"] == "error"]) >= 3)
                     assert far.frames[journal.id] == written, "what stands there is shipped all the same"
+                    assert await rig.shipper.drain(0.2) == 1, "its end is left"
                     filling.unlink()
                     rig.shipper.look_now()
                     await until(lambda: not journal.path.exists())
+                    assert await rig.shipper.drain(20) == 0
                 finally:
                     await rig.stop()
             assert is_gone(far.frames[journal.id].pop())

@@ -75,6 +75,8 @@ class JournalShipper:
         """As the control plane said last; None while it has not been asked."""
         self.caught_up = False
         """All that is on disk is acknowledged, and somebody else still holds the lock."""
+        self.owes_end = False
+        """Its worker is dead, and the disk has not taken the last record of the journal yet."""
         self.removed = False
         self._path = path
         self._client = client
@@ -234,7 +236,9 @@ class JournalShipper:
         try:
             if self._files.holds_records and not self._ends_with_worker_gone():
                 gone = encode_record(WorkerGone(at=time.time_ns() // 1000))
+                self.owes_end = True
                 await self._in_thread(self._files.append, self._files.next_seq, gone)
+                self.owes_end = False
                 return False
         except OSError as exc:
             return await self._disk_failed("failing to append the end of the worker to its journal", exc)

@@ -101,7 +101,8 @@ class Shipper:
         return 0
 
     async def pending(self) -> int:
-        """Records on disk that are not acknowledged, as far as the control plane has been asked."""
+        """Records that are not acknowledged, as far as the control plane has been asked: those on disk, and the last one
+        of each dead worker's journal that the disk has not taken yet."""
         async with self._counting:
             return await asyncio.to_thread(lambda: sum(self._pending_of(one) for one in journal_ids(self._root)))
 
@@ -157,7 +158,10 @@ class Shipper:
         if journal_id in self._unremovable:
             return 0
         counted = self._count(journal_id)
-        return max(0, counted[0] - counted[1]) if counted is not None else 0
+        if counted is None:
+            return 0
+        journal = self._journals.get(journal_id)
+        return max(0, counted[0] - counted[1]) + (journal is not None and journal.owes_end)
 
     def _count(self, journal_id: str) -> tuple[int, int] | None:
         """Number of the last record on disk, and of the last one acknowledged; None when the journal has been removed
