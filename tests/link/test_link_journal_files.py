@@ -1,17 +1,20 @@
 """link/journal_files.py: what comes out of a journal directory, whatever the disk did to it."""
 
+import errno
 import fcntl
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ostiary.core.journal import HEADER_SIZE, frame_header, segment_name
+from ostiary.core.journal import HEADER_SIZE, LOCK_NAME, frame_header, segment_name
 from ostiary.core.settings import GatewaySettings
 from ostiary.gateway.journal import Journal
 from ostiary.link.journal_files import LOST, WINDOW, JournalFiles, Tail, Trouble, journal_ids
@@ -285,6 +288,32 @@ def test_a_directory_that_is_being_made_is_not_adopted(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as root_lock:
         fcntl.flock(root_lock, fcntl.LOCK_EX)
         assert not files.adopt()
+    assert files.adopt()
+    files.close()
+
+
+def test_a_lock_that_the_disk_does_not_give_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / str(uuid.uuid4())
+    path.mkdir()
+    files = JournalFiles(path)
+
+    def no_locks(file: int | IO[str], how: int) -> None:
+        """As on a file system that has no room for any."""
+        if isinstance(file, int):
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        files.adopt()
+    assert not files.adopted
+    assert str(path / LOCK_NAME) not in [
+        os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()
+    ]
+    monkeypatch.undo()
     assert files.adopt()
     files.close()
 

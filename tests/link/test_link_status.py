@@ -3,6 +3,7 @@
 import uuid
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from ostiary.core.health import BreakerStateName, KeyStateName
@@ -16,6 +17,7 @@ from ostiary.link.status import (
     key_statuses,
     replica_id,
 )
+from ostiary.rpc.ostiary_pb2 import ReportStatusRequest
 
 
 def test_a_data_directory_has_one_id_for_good(tmp_path: Path) -> None:
@@ -75,3 +77,15 @@ def test_clocks_are_compared_by_the_middle_of_the_question() -> None:
     assert clock_ahead_us(10_000_000, 0.0, 14_000_000) == -4_000_000
     assert clock_ahead_us(10_000_000, 5.0, 7_000_000) is None  # it says too little
     assert clock_ahead_us(10_000_000, 0.5, 0) is None  # a control plane of before
+
+
+@pytest.mark.parametrize("said", [2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("ours", [0, 1_800_000_000_000_000])
+def test_what_is_no_time_is_not_told_on(said: int, ours: int) -> None:
+    ahead = clock_ahead_us(ours, 0.5, said)
+    assert ahead is None
+    assert not ReportStatusRequest(clock_ahead_us=ahead).HasField("clock_ahead_us")
+
+
+def test_a_clock_that_stands_at_its_beginning_is_told() -> None:
+    assert clock_ahead_us(0, 0.0, 1_800_000_000_000_000) == -1_800_000_000_000_000

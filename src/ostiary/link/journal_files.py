@@ -129,6 +129,9 @@ class JournalFiles:
             except BlockingIOError:
                 os.close(lock_fd)
                 return False
+            except BaseException:
+                os.close(lock_fd)
+                raise
         self._lock_fd = lock_fd
         return True
 

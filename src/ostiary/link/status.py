@@ -51,6 +51,8 @@ MAX_KEYS_SIZE = 512 * 1024
 """Bytes for all keys of a report; the control plane takes 1 MiB in all."""
 MAX_BREAKERS_SIZE = 128 * 1024
 _MAX_TROUBLED = 1000
+_MAX_AHEAD_US = 10**17
+"""Three thousand years: beyond it the answer was no time, and larger ones do not fit into a report."""
 
 _State = tuple[int, tuple[WorkerState, ...], tuple[tuple[str, str], ...], int]
 
@@ -130,7 +132,8 @@ def clock_ahead_us(began_us: int, took: float, control_us: int) -> int | None:
     """By how much our clock is ahead of the one that said `control_us` about half-way; None when that cannot be told."""
     if not control_us or took > CLEAR_ANSWER:
         return None
-    return began_us + round(took * 500_000) - control_us
+    ahead = began_us + round(took * 500_000) - control_us
+    return ahead if abs(ahead) < _MAX_AHEAD_US else None
 
 
 def key_statuses(keys: list[KeyHealth]) -> list[KeyStatus]:
