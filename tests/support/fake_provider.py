@@ -68,7 +68,10 @@ class FakeProvider:
 
     def entries(self, mark: str) -> list[dict[str, Any]]:
         """What arrived of the requests that carry a mark; mode `full` only."""
-        return [entry for entry in self.requests(limit=10_000)["requests"] if entry["mark"] == mark]
+        answer = self.requests(mark=mark)
+        assert not answer["dropped"], "the ledger was full: the entry may be missing"
+        found: list[dict[str, Any]] = answer["requests"]
+        return found
 
     def entry(self, mark: str) -> dict[str, Any]:
         """The same of the only one."""

@@ -1,6 +1,7 @@
 """The paths under `/fake/` by which a test directs the fake provider and reads its ledger.
 
-GET    /fake/requests[?after=N&limit=N&marks=1]   counts, aborts; in mode full the entries; with marks=1 mark → count
+GET    /fake/requests[?after=N&limit=N&mark=M&marks=1]   counts, aborts; in mode full the entries, of one mark or of all;
+                                                  with marks=1 mark → count
 DELETE /fake/requests                             forget them
 PUT    /fake/ledger     {"mode": "counts" | "marks" | "full"}
 GET    /fake/keys                                 the scripted keys
@@ -99,7 +100,9 @@ class AdminPaths:
         if ledger.mode == "full":
             after, limit = int(query.get("after", -1)), min(int(query.get("limit", 1000)), _MAX_ENTRIES)
             numbers = range(after + 1, ledger.count)
-            found = (ledger.entries[number] for number in numbers if number in ledger.entries)
+            mark = query.get("mark")
+            held = (ledger.entries[number] for number in numbers if number in ledger.entries)
+            found = (entry for entry in held if mark is None or entry.mark == mark)
             answer["requests"] = [entry for _, entry in zip(range(limit), found, strict=False)]
         return answer
 
