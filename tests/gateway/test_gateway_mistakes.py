@@ -13,6 +13,7 @@ from gateway_stage import (
     A2,
     ASK,
     CHAT,
+    FORM,
     FORM_TYPE,
     PATH,
     WHOLE,
@@ -35,7 +36,7 @@ from ostiary.gateway import providers
 from ostiary.gateway.failures import where
 from ostiary.gateway.interception import Interception
 from ostiary.gateway.journal import Journal
-from ostiary.gateway.providers.adapter import Prepared
+from ostiary.gateway.providers.adapter import Prepared, TransformError
 from ostiary.gateway.providers.base import RuntimeKey, RuntimeProvider
 from ostiary.gateway.providers.openai import build_openai
 from ostiary.gateway.recording import Ending
@@ -257,6 +258,66 @@ def test_a_mistake_in_the_middle_of_an_answer_cuts_it_and_blames_nobody(records:
     assert (ended.outcome, ended.error_type) == ("interrupted", "server_error")
     assert not world.worker.health.breakers.tracked
     assert counted(world, "ostiary_upstream_failures") == 0
+
+
+class FailsOnce(Faulty):
+    """Cannot read the first piece of an answer, and would read what follows."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("")
+        self.fed: list[bytes] = []
+        self._error = error
+
+    def feed(self, payload: bytes) -> bytes:
+        self.fed.append(payload)
+        if len(self.fed) == 1:
+            raise self._error
+        return payload
+
+
+@pytest.mark.parametrize("error", [Mistake(TELLING), TransformError("not to be read")], ids=["a mistake", "unreadable"])
+def test_an_answer_that_was_cut_does_not_go_on_with_what_came_in_the_same_read(
+    records: Records, error: Exception
+) -> None:
+    adapter = FailsOnce(error)
+
+    def adapts(world: World) -> None:
+        assert world.worker.snapshot is not None
+        world.worker.snapshot.providers["openai"] = of_type_openai(adapter=adapter)
+
+    def answers(world: World) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        world.tell(head + b"8\r\nattempt-\r\n4\r\nmore\r\n0\r\n\r\n", b"attempt-more")
+
+    world = play(records, [adapts, *ASK, answers, WHOLE], mistakes=isinstance(error, Mistake))
+    assert adapter.fed == [b"attempt-"]
+    out = first_answer(world)
+    assert out.startswith(b"HTTP/1.1 200 ")
+    assert out.endswith(b"\r\n\r\n"), "its head alone"
+
+
+def test_a_connection_that_cannot_be_ended_keeps_no_answer_from_a_client_whose_body_stops_coming(
+    records: Records,
+) -> None:
+    def begins(world: World) -> None:
+        client = world.clients[0]
+        head = f"Content-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n"
+        client.request(("POST", "/openai/v1/audio/transcriptions", head, FORM))
+        client.transport.bring(client.pending[:-5])
+        client.pending = b""
+
+    def breaks(world: World) -> None:
+        def abort() -> None:
+            raise Mistake(TELLING)
+
+        (upstream,) = world.upstreams
+        upstream.transport.abort = abort  # type: ignore[method-assign]
+
+    stalls: list[Step] = [("time", 3, 1)] * 4
+    world = play(records, [begins, ("connect", 0, 1), breaks, *stalls], mistakes=1, client_body_timeout=4.0)
+    assert first_answer(world).startswith(b"HTTP/1.1 408 ")
+    ended = the_end(world)
+    assert (ended.outcome, ended.status_code) == ("rejected", 408)
 
 
 def breaking(world: World) -> None:

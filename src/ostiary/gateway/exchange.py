@@ -235,8 +235,7 @@ class Exchange:
     def _break_off(self, refusal: Refusal) -> None:
         """The rest of the body will not come."""
         with self:
-            if self.call is not None:
-                self.call.stop()
+            self._stop_call()
             if self._reply is not None:
                 self._reply.broken_off(refusal)
             else:

@@ -256,6 +256,8 @@ class UpstreamCall:
 
     def _change(self, payload: bytes) -> None:
         """More of an answer that does not go on as it came."""
+        if self._state != _RELAY:
+            return  # it was cut, and this came in the same read as what it was cut for
         changed = self._changed
         assert changed is not None
         with self.exchange:
@@ -449,8 +451,8 @@ class UpstreamCall:
         if pending is not None:
             pending.cancel()
         if self._upstream is not None or self._state == _RELAY:
-            self._hang_up()
             self._attempted(0 if self._state == _AWAIT else self._status, "")
+            self._hang_up()
         if self._dump is not None:
             self._dump.close("nobody waited for the rest")
 

@@ -8,7 +8,8 @@ Rules
   chunks are fed to llhttp before the bytes go out, so that what stands behind the end of an answer never reaches a client.
   An answer with a known end is complete there, whatever follows; but such a connection is not used again.
 - The consumer is told of exactly one end: `response_done` or `response_failed`, or none after it called `abort`. Nothing
-  goes to the sink or to the observer after it.
+  goes to the sink after it; to the observer only the chunks behind, in the same read, when it was the observer that aborted:
+  llhttp is not stopped within a read.
 - An answer without framing is complete at the end of the stream; a connection that just breaks, or over TLS one that is
   closed without the peer's alert, cuts it (RFC 9112 §9.8).
 - Nothing is retried here; that the connection was pooled and closed before anything came is said by `Failure.STALE`.
