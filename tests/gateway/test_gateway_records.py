@@ -1,16 +1,20 @@
 """gateway/recording.py: an end without content has room in what the journal sets aside for it, whatever others wrote."""
 
+import resource
 import uuid
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from ostiary.core.journal import HEADER_SIZE
+from ostiary.core.journal import HEADER_SIZE, parse, segment_name
 from ostiary.core.records import (
     MAX_ERROR_MESSAGE,
     MAX_TOKENS,
     InterceptionEnd,
+    InterceptionStart,
     ModelThought,
     TokenUsage,
     ToolUsage,
@@ -19,8 +23,12 @@ from ostiary.core.records import (
     encode_record,
 )
 from ostiary.core.settings import GatewaySettings
-from ostiary.gateway.journal import END_RESERVE, MAX_BARE_END, Journal, JournalFull
-from ostiary.gateway.recording import Ending, bare_end, without_content
+from ostiary.gateway.interception import Interception
+from ostiary.gateway.journal import END_RESERVE, MAX_BARE_END, RECHECK_INTERVAL, Journal, JournalFull
+from ostiary.gateway.recording import Ending, bare_end, end_record, without_content
+from ostiary.gateway.worker import Worker
+from ostiary.http1.pool import client_tls_context
+from ostiary.wire.facts import ResponseFacts
 
 ID = str(uuid.UUID(int=2**128 - 1))
 NOW_US = 2**53
@@ -136,3 +144,42 @@ def test_a_full_journal_takes_the_largest_end_without_content_of_all_that_starte
         journal.append_end(payload)
     assert journal.seq == 2 * started > 20
     journal.close()
+
+
+@pytest.mark.parametrize(("size", "whole"), [(MAX_BARE_END, True), (MAX_BARE_END + 1, False), (END_RESERVE - 1, False)])
+def test_an_end_is_owed_with_its_content_only_if_that_has_room_in_what_is_set_aside(
+    tmp_path: Path, size: int, whole: bool
+) -> None:
+    now = [0.0]
+    settings = GatewaySettings(journal_dir=str(tmp_path), record_content="full")
+    journal = Journal.open(tmp_path, settings, ID, lambda: now[0])
+    worker = Worker(settings, journal, client_tls_context(""), lambda _: False)
+    start = InterceptionStart(ID, "u", "k", "openai", "openai", "m", "/r", NOW_US)
+    interception = Interception(worker, start, ())
+    ending = Ending()
+
+    def of(text: str) -> ResponseFacts:
+        return ResponseFacts(output_text=text)
+
+    def encoded(facts: ResponseFacts) -> bytes:
+        return encode_record(
+            end_record(ID, NOW_US, ending, hint="", facts=facts, tool_results=(), trace=Trace(), content="full")
+        )
+
+    facts = of("x" * (1000 + size - len(encoded(of("x" * 1000)))))
+    assert len(encoded(facts)) == size
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.used_bytes, limit[1]))  # for the journal, a full disk
+    try:
+        with capture_logs():  # the test's own output is a file
+            interception.end(ending, hint="", facts=facts, trace=Trace(), seconds=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert journal.seq == 1
+    now[0] += RECHECK_INTERVAL
+    journal.settle()
+    journal.close()
+    _, payload = parse((tmp_path / ID / segment_name(1)).read_bytes(), 1).payloads
+    end = decode_record(payload)
+    assert isinstance(end, InterceptionEnd)
+    assert (end.output_text == facts.output_text) is whole
