@@ -73,9 +73,7 @@ async def run(boot: WorkerBoot, fd: int, supervision: Supervision) -> int:
             lambda: cast("asyncio.Protocol", ClientConnection(connections)), sock=listener, backlog=_BACKLOG
         )
     else:
-        server = TLSListener(
-            listener, listener_tls.context, connections, settings.client_head_timeout, worker.failures.log
-        )
+        server = TLSListener(listener, listener_tls, connections, settings.client_head_timeout, worker.failures.log)
         server.start(_BACKLOG)
     supervision.report(Ready())
     cut = asyncio.Event()

@@ -5,6 +5,7 @@ Rules
   then they have a descriptor, and nobody has shown that he is anybody. They count (`Connections.begin_handshake`), and the
   oldest of them ends early where there are too many.
 - A handshake has as long as a request's head has.
+- A context that is in use is never changed: a certificate that does not fit its key would stay in it.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ _AT_ONCE: Final = 16
 """Connections that are accepted in one turn of the loop: those that make room for them are closed at its end."""
 _PAUSE: Final = 0.1
 """Seconds until the next try when there is no descriptor for one more."""
+_LOG_INTERVAL: Final = 5.0
 
 _Handshake = asyncio.Task[Any]  # Any: what the loop gives, a transport and a protocol; both are told to each other
 
@@ -37,19 +39,20 @@ class TLSListener:
     def __init__(
         self,
         listener: socket.socket,
-        context: ssl.SSLContext,
+        tls: "ServerTLS",
         connections: Connections,
         handshake_timeout: float,
         failed: Callable[[BaseException], object],
     ) -> None:
         self._listener = listener
-        self._context = context
+        self._tls = tls
         self._connections = connections
         self._handshake_timeout = handshake_timeout
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[_Handshake] = set()
         self._pausing: asyncio.TimerHandle | None = None
+        self._tell_again_at = 0.0
 
     def start(self, backlog: int) -> None:
         self._listener.setblocking(False)
@@ -77,7 +80,10 @@ class TLSListener:
             self._begin(accepted)
 
     def _pause(self) -> None:
-        self._connections.make_room()
+        now = self._loop.time()
+        if not self._connections.make_room() and now >= self._tell_again_at:
+            self._tell_again_at = now + _LOG_INTERVAL
+            log.warning("leaving client connections waiting: raise the limit of open files")
         self._loop.remove_reader(self._listener)
         self._pausing = self._loop.call_later(_PAUSE, self._loop.add_reader, self._listener, self._accept)
 
@@ -86,7 +92,7 @@ class TLSListener:
         shaking = self._loop.connect_accepted_socket(
             lambda: cast("asyncio.Protocol", connection),
             accepted,
-            ssl=self._context,
+            ssl=self._tls.context,
             ssl_handshake_timeout=self._handshake_timeout,
         )
         task = self._loop.create_task(shaking)
@@ -107,7 +113,7 @@ class TLSListener:
 
 
 class ServerTLS:
-    """The listener's TLS. Files that change are read again; a broken new one leaves the old in place.
+    """The listener's TLS. Files that change are read again; while they are broken, or only half there, the old ones hold.
 
     With `client_ca_file` everybody is asked for a certificate: who shows one must have it from there, who shows none is
     let in, and refused later on the paths that need one.
@@ -115,14 +121,9 @@ class ServerTLS:
 
     def __init__(self, files: TLSFiles, client_ca_file: str = "") -> None:
         self._files = files
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_alpn_protocols(["http/1.1"])
+        self._client_ca_file = client_ca_file
         self._stamp = self._stat()
-        self.context.load_cert_chain(files.cert_file, files.key_file)
-        if client_ca_file:
-            self.context.verify_mode = ssl.CERT_OPTIONAL
-            self.context.load_verify_locations(client_ca_file)
+        self.context = self._load()
 
     def reload_if_changed(self) -> None:
         try:
@@ -130,11 +131,21 @@ class ServerTLS:
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self.context.load_cert_chain(self._files.cert_file, self._files.key_file)
+            self.context = self._load()
         except (OSError, ssl.SSLError) as error:
             log.error("keeping the old certificate", error=str(error))
         else:
             log.info("loading a changed certificate", cert_file=self._files.cert_file)
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(self._files.cert_file, self._files.key_file)
+        if self._client_ca_file:
+            context.verify_mode = ssl.CERT_OPTIONAL
+            context.load_verify_locations(self._client_ca_file)
+        return context
 
     def _stat(self) -> tuple[tuple[int, int], ...]:
         stats = [Path(name).stat() for name in (self._files.cert_file, self._files.key_file)]

@@ -347,10 +347,10 @@ class Worker:
             await asyncio.to_thread(self.telemetry.close)
 
     async def _close_idle(self, cut: asyncio.Event) -> None:
-        """Close connections without a request; to one that has only just been made, its first is on the way."""
+        """Close connections without a request; to one that has only just been made, or still is, its first is on the way."""
         deadline = time.monotonic() + _FIRST_REQUEST_SECONDS
         while time.monotonic() < deadline and not cut.is_set():
-            fresh = False
+            fresh = bool(self.connections.handshakes)
             for connection in tuple(self.connections.live):
                 if connection.requests:
                     connection.close_if_idle()
