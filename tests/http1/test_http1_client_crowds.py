@@ -1,5 +1,11 @@
 """As many client connections as there may be: who makes room for a new one, and when it is turned away."""
 
+import asyncio
+import socket
+import ssl
+from functools import partial
+
+from http1_peers import server_tls, serving, trusting_tls, until
 from http1_stage import TICK, App, Limits, Wire, perform, turns
 
 from ostiary.http1.server import ClientConnection, Connections
@@ -191,3 +197,41 @@ def test_who_makes_room_over_tls_is_not_asked_to_agree() -> None:
         assert [wire.aborted for wire in idle].count(True) == 1
 
     perform(play)
+
+
+def test_only_who_is_given_up_is_counted() -> None:
+    async def play() -> None:
+        crowd = Crowd(4, App(begin=lambda request: None))
+        for wire in crowd.come(4):
+            wire.arrives(GET)
+        for _ in range(5):
+            assert not crowd.connections.make_room(), "as by a listener that has no descriptor for one more"
+        assert crowd.app.crowds == []
+        assert not crowd.begin()[0].let_in
+        assert crowd.app.crowds == [0]
+
+    perform(play)
+
+
+def test_who_is_turned_away_over_tls_has_the_answer_and_is_not_asked_to_agree() -> None:
+    """The client reads, and never says that it closes too."""
+
+    async def play() -> None:
+        app = App(begin=lambda request: None)
+        async with serving(app, server_tls()) as (port, connections):
+            connections.most = 0
+            loop = asyncio.get_running_loop()
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                secured = await loop.run_in_executor(None, partial(shake_hands, client))
+                with secured:
+                    answer = await loop.run_in_executor(None, secured.recv, 1000)
+                    assert answer.startswith(b"HTTP/1.1 503 Full\r\n")
+                    await until(lambda: not connections.live)
+                    assert app.crowds == [0]
+
+    perform(play, timeout=5.0)
+
+
+def shake_hands(client: socket.socket) -> ssl.SSLSocket:
+    trust: ssl.SSLContext = trusting_tls()
+    return trust.wrap_socket(client, server_hostname="localhost")

@@ -58,7 +58,7 @@ class Application(Protocol):
 
     def crowded(self, closed: int) -> bytes:
         """There are as many connections as there may be: so many idle ones are closed for a new one. If 0, it is turned away
-        with what this gives."""
+        with what this gives, or one is whose TLS is not established yet, without a word."""
 
 
 class ServerLimits(Protocol):

@@ -105,6 +105,7 @@ class Connections:
     def begin_handshake(self, connection: "ClientConnection", end: Callable[[], object]) -> bool:
         """One more, which is added once its TLS is established; `end` gives it up. False: there is no room for it."""
         if len(self.live) + len(self.handshakes) >= self.most and not self.make_room():
+            self.app.crowded(0)
             return False
         self.handshakes[connection] = end
         return True
@@ -118,9 +119,9 @@ class Connections:
             if closed:
                 self.app.crowded(closed)
                 return True
-        self.app.crowded(0)
         if not handshakes:
             return False
+        self.app.crowded(0)
         end = handshakes.pop(next(iter(handshakes)))
         end()
         return True
@@ -626,7 +627,10 @@ class ClientConnection:
     def turn_away(self, answer: bytes) -> None:
         """There is no room for this connection, not even to read on until the client has its answer."""
         self.write(answer)
-        self._close()
+        if self.transport.can_write_eof():
+            self._close()
+        else:
+            self.reset()  # a close would wait for the client to agree; the answer leaves with this turn of the loop
 
     def close_if_idle(self) -> None:
         """Drain: serves no request, or none that is not answered."""
