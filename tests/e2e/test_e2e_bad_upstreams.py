@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import formatdate
 from typing import Any
@@ -33,12 +34,18 @@ def provider_of_ones_own(guest: Person, upstream: RawUpstream, api: Api, keys: i
 
 def exchange(guest: Person, upstream: RawUpstream, path: str, body: bytes, *answers: bytes) -> Answer:
     """One call; each of its attempts gets the next of the answers, and then the end of its connection."""
-    with guest.connect() as connection:
-        connection.request("POST", DATA_PLANE + path, guest.bearer, body)
+
+    def serve() -> None:
         for answer in answers:
             with upstream.request() as request:
                 request.send(answer)
-        return connection.answer()
+
+    with guest.connect() as connection, ThreadPoolExecutor(1) as pool:
+        connection.request("POST", DATA_PLANE + path, guest.bearer, body)
+        served = pool.submit(serve)  # beside the client: no more is taken than it reads
+        answer = connection.answer()
+        served.result()
+        return answer
 
 
 def response(body: bytes, content_type: str = "application/json", status: str = "200 OK", *more: str) -> bytes:
