@@ -402,6 +402,19 @@ def test_the_front_door_too_answers_what_it_did_not_foresee(records: Records) ->
     assert "KeyError" in trace
 
 
+def test_a_mistake_at_the_head_of_the_control_planes_answer_is_a_500(records: Records) -> None:
+    def takes_it_wrongly(world: World) -> None:
+        (exchange,) = world.worker._live
+        del exchange._head  # type: ignore[attr-defined]
+        world.tell(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n.", b"")
+        world.do_bring(0, 3)
+
+    script: list[Step] = [at_front_door("GET"), ("connect", 0, 1), takes_it_wrongly]
+    world, trace = logged(records, script, control_url="http://a.test")
+    assert first_answer(world).startswith(b"HTTP/1.1 500 ")
+    assert "_take_head" in trace
+
+
 @pytest.mark.parametrize("broken", [False, True], ids=["stalls", "breaks"])
 def test_no_refusal_is_written_into_an_answer_of_the_control_plane(records: Records, broken: bool) -> None:
     """It has begun before the end of the request's body, which then does not come."""

@@ -167,7 +167,6 @@ class FrontDoorExchange:
             self._failed(error)
 
     def _take_head(self, head: ResponseHead) -> None:
-        self._answered = True
         upstream = self._upstream
         assert upstream is not None
         self._rechunked = head.framing == UNTIL_CLOSE
@@ -180,6 +179,7 @@ class FrontDoorExchange:
         lines.append(b"\r\n")
         prefix = b"\r\n".join(lines)
         write = self._connection.write
+        self._answered = True
         if self._rechunked:
             upstream.relay(prefix, write, self._write_chunk, verbatim=False)
         else:
