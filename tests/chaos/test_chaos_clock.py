@@ -90,7 +90,14 @@ def test_clocks_jump_under_load_and_processes_die(
         load.finish()
     result = site.reconcile(load)
     print(load.summary(), result, sep="\n")
-    assert not [call for call in load.failures() if call.complete], "refused"
+    refused = [call for call in load.failures() if call.complete]
+    if standalone:
+        # By its clock hours have passed since the last contact: a link that starts anew lets in nobody whom its workers do
+        # not know, for the moments until it has reached its control plane.
+        early = [call for call in refused if call.status == 503 and b"not connected to its control plane" in call.body]
+        assert len(early) <= len(load.calls) // 50
+        refused = [call for call in refused if call not in early or call.seconds > 2]
+    assert not refused, "refused"
     assert set(result.outcomes) <= {"completed", "interrupted"}
     check_times(result, load)
     days = {moment(row["started_at"]).date() for row in result.by_mark.values()}

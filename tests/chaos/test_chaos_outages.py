@@ -170,7 +170,8 @@ def test_a_link_that_hangs_after_the_control_plane_has_gone_holds_nobody_up_twic
         assert len(load.calls) - begun > 60, load.summary()
         door.open()
         check_nobody_noticed(site, load)
-    assert len([call for call in load.calls if call.stalled > 2]) <= 20, "those waited who came first"
+    # Those who came first, and on a busy machine some more; held up twice it would be 40.
+    assert len([call for call in load.calls if call.stalled > 2]) <= 30
 
 
 def test_a_gateway_that_dies_and_starts_in_an_outage_serves_from_its_cache(
