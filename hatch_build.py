@@ -7,6 +7,7 @@ C compiler, and every library whose types the modules use.
 Rules for a compiled module
 - No struct that is decoded: mypyc leaves no types in annotations, and msgspec goes by these. They have modules of their own.
 - A class default of None only where its type is not a protocol: mypyc forgets that one.
+- One name for one type: an `error` of two `except` clauses has the type of the first, and the second one raises TypeError.
 - Types are checked at run time: what is annotated as a frozenset is no set, and a `Raw` is no bytes, whatever the stubs say.
 """
 

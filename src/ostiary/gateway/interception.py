@@ -82,15 +82,15 @@ class Interception:
         payload = encode_record(record)
         try:
             journal.append_end(payload)
-        except NotDurable as error:
-            self._worker.log_journal_failure(error)
-        except JournalError as error:
-            self._worker.log_journal_failure(error)
+        except NotDurable as unsynced:  # names of their own: compiled, a name has the type of its first use
+            self._worker.log_journal_failure(unsynced)
+        except JournalError as unwritten:
+            self._worker.log_journal_failure(unwritten)
             bare = encode_record(without_content(record))
             try:
                 journal.append_end(bare)
-            except NotDurable as again:
-                self._worker.log_journal_failure(again)
-            except JournalError as again:
-                self._worker.log_journal_failure(again)
+            except NotDurable as unsynced:
+                self._worker.log_journal_failure(unsynced)
+            except JournalError as unwritten:
+                self._worker.log_journal_failure(unwritten)
                 journal.owe_end(payload if len(payload) <= MAX_BARE_END else bare)

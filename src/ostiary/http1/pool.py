@@ -95,8 +95,8 @@ class Pool:
             failed(UpstreamError(Failure.CONNECT, f"no connection to {origin.authority} in time"))
         except UpstreamError as error:
             failed(error)
-        except ssl.SSLCertVerificationError as exc:
-            detail = f"the certificate of {origin.authority} was not accepted: {exc.verify_message}"
+        except ssl.SSLCertVerificationError as refused:
+            detail = f"the certificate of {origin.authority} was not accepted: {refused.verify_message}"
             failed(UpstreamError(Failure.CONNECT, detail))
         except (OSError, ValueError) as exc:  # ValueError: a name that no resolver would be asked for
             failed(UpstreamError(_failure(exc), f"cannot connect to {origin.authority}: {_reason(exc)}"))

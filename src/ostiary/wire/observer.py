@@ -125,8 +125,8 @@ class StreamObserver:
             else:
                 for part in self._decoder.decode(data):
                     self._advance(part)
-        except CodingError as exc:
-            self._stop(str(exc))
+        except CodingError as broken:
+            self._stop(str(broken))
         except Exception as exc:  # noqa: BLE001 - a mistake here must not reach the relay
             self._stop(f"{type(exc).__name__} while taking the stream apart")
 
@@ -271,8 +271,8 @@ class BodyObserver:
             if self._decoder is not None:
                 body = b"".join(self._decoder.decode(body))
             return self._read_body(body)
-        except CodingError as exc:
-            self._problem = str(exc)
+        except CodingError as broken:
+            self._problem = str(broken)
         except Exception as exc:  # noqa: BLE001 - a reader's mistake must not reach the relay
             self._problem = f"{type(exc).__name__} while reading the answer"
         return ResponseFacts(unparsed=True, problem=self._problem)
