@@ -57,15 +57,14 @@ def upstream(folder: Path, cores: machine.Cores) -> Iterator[Upstream]:
     certificate.private_key_pem.write_to_path(str(key))
     ca.chmod(0o644)
     ports = children.free_port(), children.free_port()
-    tls_files = str(chain), str(key)
+    if cores.pinned:
+        program, tls_files = ["bench.polling"], [str(chain), str(key)]
+    else:
+        program, tls_files = ["ostiary.fake", "--listen"], ["--tls-cert-file", str(chain), "--tls-key-file", str(key)]
     with ExitStack() as stack:
         pids = []
-        for port, files in zip(ports, ((), tls_files), strict=True):
-            if cores.pinned:
-                command = [sys.executable, "-m", "bench.polling", f"127.0.0.1:{port}", *files]
-            else:
-                options = [f"{name}={file}" for name, file in zip(("--tls-cert-file", "--tls-key-file"), files)]  # noqa: B905 - or none
-                command = [sys.executable, "-m", "ostiary.fake", "--listen", f"127.0.0.1:{port}", *options]
+        for port, files in zip(ports, ([], tls_files), strict=True):
+            command = [sys.executable, "-m", *program, f"127.0.0.1:{port}", *files]
             log = folder / f"fake-{port}.log"
             started = stack.enter_context(children.running(command, pinned=cores.upstream, log=log))
             children.wait_until(partial(children.listens, port), started, log, 20)

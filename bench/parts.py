@@ -231,12 +231,12 @@ def two_workers(bench: Bench) -> None:
         bench.figures.compared["workers"] = rounds.interleaved(
             [server.target(name) for name, server in servers.items()],
             bench.plan.rounds,
-            lambda target: _unshipped_round(bench, servers[target.name], target),
+            lambda target: _unshipped_round(bench, target, servers[target.name]),
             bench.note,
         )
 
 
-def _unshipped_round(bench: Bench, server: ostiary.Server, target: Target) -> rounds.Sample:
+def _unshipped_round(bench: Bench, target: Target, server: ostiary.Server) -> rounds.Sample:
     """With as many connections for each worker, however many there are."""
     each = works.CALLS.connections * len(target.workers)
     # The token is known before the link is halted: workers serve on with what they have.
@@ -244,7 +244,7 @@ def _unshipped_round(bench: Bench, server: ostiary.Server, target: Target) -> ro
     unsettled = replace(target, settle=None)
     with server.link_halted():
         taken = rounds.closed_round(unsettled, works.CALLS, min(bench.plan.seconds, 2.0), bench.cores, connections=each)
-    server.settle()
+    rounds.settle(target)
     return taken
 
 

@@ -27,7 +27,6 @@ class RoundError(Exception):
 class Sample:
     """One target in one round."""
 
-    count: int
     per_second: float
     cpu_us: float
     """CPU of the workers an answer, in microseconds."""
@@ -75,6 +74,16 @@ class Latency:
 
 def closed_round(target: Target, work: Work, seconds: float, cores: machine.Cores, **more: Any) -> Sample:
     return _sampled(target, target.order(work, "closed", seconds, polls=cores.pinned, **more), cores)
+
+
+def settle(target: Target) -> None:
+    """Wait until what a round has left to what stands around the target is done. Raises `RoundError`."""
+    if target.settle is None:
+        return
+    try:
+        target.settle()
+    except UnsettledError as exc:
+        raise RoundError(f"{target.name}: {exc}") from exc
 
 
 def interleaved(
@@ -169,14 +178,9 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     told = children.run_load(order, cores.load)
     used = {pid: machine.cpu_seconds(pid) - before[pid] for pid in target.workers}
     _check(target, told)
-    if target.settle is not None:
-        try:
-            target.settle()
-        except UnsettledError as exc:
-            raise RoundError(f"{target.name}: {exc}") from exc
+    settle(target)
     count = told["count"]
     return Sample(
-        count=count,
         per_second=told.get("counted", count) / told["seconds"],
         cpu_us=sum(used.values()) / count * 1e6,
         p50_ms=told["p50"] * 1e3,

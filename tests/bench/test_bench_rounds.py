@@ -9,7 +9,7 @@ from bench.works import CALLS
 
 
 def sample(per_second: float, cpu_us: float, link: float = 0.0) -> Sample:
-    return Sample(100, per_second, cpu_us, 1.0, 2.0, {"link": link}, 0.9)
+    return Sample(per_second, cpu_us, 1.0, 2.0, {"link": link}, 0.9)
 
 
 def target(name: str) -> Target:
