@@ -22,8 +22,9 @@ from tests.support.server import PROVIDER_KEY, Server, StartServer, eventually
 
 WITHIN = 1.0
 """Seconds in which a change must have taken effect everywhere."""
-TOO_LATE = 0.5
-"""Seconds by which the first request after that may be late on a slow machine, for the test still to say something."""
+TOO_LATE = 5.0
+"""Seconds by which the first request after that may be late on a busy machine, for the test still to say something:
+fewer than a change takes that nobody was told of."""
 CHAT = json.dumps({"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}).encode()
 REFUSED = (401, 403)
 
