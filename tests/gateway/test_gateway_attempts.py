@@ -1,24 +1,10 @@
 """Attempts that are given up before the client has seen a byte of them: what holds them up, and what is left of them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gateway_stage import (
-    A1,
-    A2,
-    ASK,
-    STREAM,
-    WHOLE,
-    Client,
-    Kind,
-    Records,
-    Step,
-    World,
-    counted,
-    play,
-    says,
-)
+from gateway_sockets import A1, A2, STREAM, Client, Kind
+from gateway_stage import ASK, WHOLE, Records, Step, World, counted, play, says
 
 from ostiary.core.records import Attempt, InterceptionEnd
 from ostiary.gateway.answers import HELD_MAX, HELD_RAW_MAX
@@ -26,13 +12,6 @@ from ostiary.gateway.answers import HELD_MAX, HELD_RAW_MAX
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </%b>; rel=preload\r\n\r\n"
 AGAIN: list[Step] = [("connect", 0, 1), says(200), WHOLE]
 """The next attempt goes well."""
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    found = Records(tmp_path_factory.mktemp("journal"))
-    yield found
-    found.journal.close()
 
 
 def told(wire: bytes, payload: bytes = b"attempt-" * 50 + b"." * 600, *, ends: bool = False) -> Step:

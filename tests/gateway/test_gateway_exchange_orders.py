@@ -1,10 +1,10 @@
 """One request path, whatever comes when: pieces of bodies, answers, ends, time, trials, reloads, clients that leave."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
-from gateway_stage import A1, A2, ASK, PART, WHOLE, Records, Step, counted, play, says
+from gateway_sockets import A1, A2
+from gateway_stage import ASK, PART, WHOLE, Records, Step, counted, play, says
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +19,6 @@ RARE = ("cut", "slow_upstream", "slow_client", "leave", "link", "reload", "drain
 def scripts() -> st.SearchStrategy[list[Step]]:
     step = st.tuples(st.sampled_from(STEPS * 3 + RARE), st.integers(0, 3), st.integers(0, 39))
     return st.lists(step, min_size=20, max_size=120)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    found = Records(tmp_path_factory.mktemp("journal"))
-    yield found
-    found.journal.close()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

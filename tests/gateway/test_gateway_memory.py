@@ -1,9 +1,10 @@
 """What many clients and providers make a worker hold together: answers that are read for their record, slow bodies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from gateway_stage import CHAT, FORM, FORM_TYPE, Answer, Kind, Records, Step, World, counted, play
+from gateway_sockets import CHAT, FORM, FORM_TYPE, Answer, Kind
+from gateway_stage import Records, Step, World, counted, play
 
 from ostiary.core.records import InterceptionEnd
 from ostiary.http1.server import BODY_GRACE
@@ -11,13 +12,6 @@ from ostiary.wire.observer import NO_MEMORY
 
 KIB = 1024
 BLOCKING: Kind = ("POST", "/openai/v1/chat/completions", "", CHAT)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    found = Records(tmp_path_factory.mktemp("journal"))
-    yield found
-    found.journal.close()
 
 
 def ends(world: World) -> list[InterceptionEnd]:

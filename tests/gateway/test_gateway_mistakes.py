@@ -3,28 +3,13 @@ leaks, the log says once where it was and repeats no value, and the next request
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_stage import (
-    A1,
-    A2,
-    ASK,
-    CHAT,
-    FORM,
-    FORM_TYPE,
-    PATH,
-    WHOLE,
-    Kind,
-    Records,
-    Step,
-    World,
-    counted,
-    play,
-    says,
-)
+from gateway_sockets import A1, A2, CHAT, FORM, FORM_TYPE, PATH, Kind
+from gateway_stage import ASK, WHOLE, Records, Step, World, counted, play, says
 from structlog.testing import capture_logs
 
 from ostiary.core.messages import Snapshot
@@ -132,13 +117,6 @@ def with_adapter(fault: str) -> Step:
 def served(world: World) -> None:
     """From now on correctly, by the usual provider."""
     world.do_reload(0, 3)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    found = Records(tmp_path_factory.mktemp("journal"))
-    yield found
-    found.journal.close()
 
 
 def logged(records: Records, script: list[Step], *, mistakes: int = 1, **overrides: Any) -> tuple[World, str]:

@@ -1,23 +1,11 @@
 """What is said of requests beside their bodies: by the path, by a form, and of those that are only passed on."""
 
 import gzip
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gateway_stage import (
-    A1,
-    ASK,
-    FORM,
-    FORM_TYPE,
-    WHOLE,
-    Kind,
-    Records,
-    Step,
-    World,
-    play,
-    says,
-)
+from gateway_sockets import A1, FORM, FORM_TYPE, Kind
+from gateway_stage import ASK, WHOLE, Records, Step, World, play, says
 
 from ostiary.core.messages import Snapshot
 from ostiary.core.providers import OpenAISettings, ProviderKey, ProviderSpec
@@ -28,13 +16,6 @@ from ostiary.gateway.telemetry_spans import Ended, attempt_spans, measurements, 
 
 MODELS: Kind = ("GET", "/openai/v1/models", "", b"")
 LIST: list[Step] = [lambda world: world.request(0, MODELS), ("connect", 0, 1)]
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    found = Records(tmp_path_factory.mktemp("journal"))
-    yield found
-    found.journal.close()
 
 
 def starts(world: World) -> list[InterceptionStart]:
