@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import build, children, growth, litellm, machine, nginx, parts, portkey, report, stages
+from . import build, children, growth, interpreter, litellm, machine, nginx, parts, portkey, report, stages
 from .table import rows
 
 _QUICK_LEAVES_OUT = ("workers", "soak", "gateways", "builds")
@@ -185,7 +185,7 @@ def _below(folder: Path, name: str) -> Path:
 def _conditions(
     measured: build.Build, asked: Asked, started: float, figures: parts.Figures | None = None
 ) -> report.Conditions:
-    about = machine.describe() | {"ostiary": measured.describe()}
+    about = machine.describe() | {"python": interpreter.version(), "ostiary": measured.describe()}
     took_part = {name for compared in (figures.gateways.values() if figures else ()) for name in compared}
     for name, version in (("LiteLLM", litellm.version), ("Portkey", portkey.version)):
         if name in took_part:

@@ -7,14 +7,13 @@ Rules
 - A wheel whose Python files differ from the source tree's is measured all the same, and the figures say so.
 """
 
-import os
 import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from . import interpreter
 from .children import StartError
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +36,8 @@ class Build:
     """Python files in it that differ from the source tree's."""
 
     def environment(self) -> dict[str, str]:
-        """That of this process, with the build first on the path."""
-        return os.environ | {"PYTHONPATH": str(self.site)}
+        """That of this process, with the build first on the path of `interpreter.python()`."""
+        return interpreter.environment(self.site)
 
     def version(self) -> str:
         return _ask(self.site, _VERSION)
@@ -103,8 +102,8 @@ def differing(site: Path, tree: Path) -> int:
 def _ask(site: Path, question: str) -> str:
     """What an interpreter prints that takes `ostiary` from `site`."""
     told = subprocess.run(
-        [sys.executable, "-c", question],
-        env=os.environ | {"PYTHONPATH": str(site)},
+        [str(interpreter.python()), "-c", question],
+        env=interpreter.environment(site),
         cwd=site,
         capture_output=True,
         text=True,

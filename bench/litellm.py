@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import children, machine
+from . import children, interpreter, machine
 from .fake_upstream import Upstream
 from .targets import PROVIDER_KEY, Route, Target, UnavailableError, cache_folder
 
@@ -39,8 +39,20 @@ def litellm(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[
         "  telemetry: false\n"
     )
     log = folder / "litellm.log"
-    command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    command = [
+        str(interpreter.python()),
+        str(program),
+        "--config",
+        str(config),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--num_workers",
+        "1",
+    ]
     env = os.environ | {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    env["PYTHONPATH"] = str(next(_folder().glob("lib/python*/site-packages")))
     with children.running(command, pinned=cores.under_test, log=log, env=env) as process:
         try:
             children.wait_until(lambda: children.listens(port), process, log, _START_SECONDS)

@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from . import children, machine
+from . import children, interpreter, machine
 from .build import Build
 from .fake_upstream import Upstream
 from .targets import PROVIDER_KEY, Route, Target, UnsettledError
@@ -180,7 +179,7 @@ def ostiary(
     token = secrets.token_hex(24)
     log = folder / f"{name}.log"
     command = [
-        *(sys.executable, "-m", "ostiary", "server"),
+        *(str(interpreter.python()), "-m", "ostiary", "server"),
         *("--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics}"),
         *("--data-dir", str(folder / name), "--workers", str(workers), "--ca-file", str(upstream.ca_file)),
         *("--drain-timeout", "2s", "--log-level", "warning", "--journal-max-bytes", "16GiB"),

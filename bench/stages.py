@@ -11,7 +11,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import build, children, machine, ostiary, parts, rounds, works
+from . import build, children, interpreter, machine, ostiary, parts, rounds, works
 from .report import Table, number
 from .targets import Target
 from .works import Work
@@ -178,7 +177,7 @@ def _inside(bench: parts.Bench, below: Path, measured: build.Build, seconds: flo
     log = below / "inside.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.inside", str(order)],
+            [str(interpreter.python()), "-m", "bench.inside", str(order)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=sink,
