@@ -1,5 +1,6 @@
 """The machine under the benchmark: its cores, versions, and what the kernel says a process has used."""
 
+import mmap
 import os
 import platform
 import resource
@@ -14,6 +15,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _VERSIONED = ("uvloop", "httptools", "msgspec")
 ROLES = 4
 """Worker under test, what stands around it, load, upstream: each has a core when there are so many."""
+_ROUND_MEMORY = 256 * 1024**2
+"""Bytes: four times what a worker writes to its journal in two seconds."""
 _QUIET_SHARE = 0.1
 """Of the cores' time that others may use before rates and latencies are called indicative."""
 
@@ -31,6 +34,16 @@ class Cores:
     @property
     def pinned(self) -> bool:
         return bool(self.under_test)
+
+
+def have_memory_at_hand() -> None:
+    """Take and give back more memory than a round takes.
+
+    A virtual machine whose host takes free memory back pays ten times for a page that nobody has had for some seconds. In a
+    comparison only who writes files would pay, and the more the longer the others' rounds have lasted.
+    """
+    with mmap.mmap(-1, _ROUND_MEMORY, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
+        pass
 
 
 def confine(count: int) -> None:

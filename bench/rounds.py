@@ -4,6 +4,7 @@ Rules
 - Targets alternate within a round, so that a noisy minute hits all of them.
 - CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it. Of what stands around
   them it is taken when all that the round has left to do is done, before the next target has its turn.
+- Memory is at hand when a round begins (`machine.have_memory_at_hand`).
 - Latency is taken from all targets in the same seconds, a call at each in turn, and what is added over the first of them
   is a difference within a round: what disturbs one disturbs all.
 - An error in a round stops the benchmark: a relay that fails fast would look fast.
@@ -155,6 +156,7 @@ def _turns_round(
         "per_second": per_second,
         "polls": cores.pinned,
     }
+    machine.have_memory_at_hand()
     before = [_cpu(target) for target in targets]
     told = children.run_load(order, cores.load)["targets"]
     used = [_cpu(target) - at_first for target, at_first in zip(targets, before, strict=True)]
@@ -173,6 +175,7 @@ def _check(target: Target, told: dict[str, Any]) -> None:
 
 
 def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sample:
+    machine.have_memory_at_hand()
     before = {pid: machine.cpu_seconds(pid) for pid in target.workers}
     around = {name: machine.tree_cpu_seconds(pid) for name, pid in target.around.items()}
     told = children.run_load(order, cores.load)
