@@ -167,13 +167,18 @@ async def first_of_a_watch(server: ControlServer, secret: str) -> tuple[Any, "as
     return first, asyncio.create_task(rest())
 
 
-def test_a_deleted_key_ends_its_streams_at_once_and_those_of_no_other(database_url: Secret, tmp_path: Path) -> None:
+def test_a_deleted_key_ends_its_streams_at_once_and_those_of_no_other(
+    database_url: Secret, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when they are looked at again."""
+    monkeypatch.setattr("ostiary.control.services.gate.RECHECK_SECONDS", 600.0)
+
     async def script(server: ControlServer) -> None:
         one, other = await made(server, "one"), await made(server, "other")
         _, ended = await first_of_a_watch(server, one["key"])
         _, lasting = await first_of_a_watch(server, other["key"])
         assert (await call(server, "DELETE", f"{PATH}/{one['id']}")).status_code == 204
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             error = await ended
         assert error is not None
         assert error.code is Code.UNAUTHENTICATED
@@ -198,7 +203,7 @@ def test_a_key_deleted_elsewhere_ends_its_streams_soon(
         key = await made(server)
         _, ended = await first_of_a_watch(server, key["key"])
         await rows(database_url, "DELETE FROM ai_gateway_keys")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             error = await ended
         assert error is not None
         assert error.code is Code.UNAUTHENTICATED
@@ -217,7 +222,7 @@ def test_heartbeats_are_noted_by_streams_that_last_also_after_a_clock_was_set_ba
         key = await made(server)
         _, ended = await first_of_a_watch(server, key["key"])
         await rows(database_url, f"UPDATE ai_gateway_keys SET last_heartbeat_at = {noted} RETURNING id")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await rows(
                 database_url,
                 "SELECT 1 FROM ai_gateway_keys WHERE abs(extract(epoch FROM now() - last_heartbeat_at)) < 30",

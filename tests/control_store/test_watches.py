@@ -29,11 +29,17 @@ from tests.support.database import cut_listeners
 T = TypeVar("T")
 HEADERS = {version.HEADER_GATEWAY_KEY: GATEWAY_KEY, version.HEADER_API_VERSION: version.CURRENT}
 OWNER = {"Authorization": f"Bearer {OWNER_TOKEN}"}
-WITHIN = 1.0
-"""Seconds in which a change must have been told."""
+WITHIN = 6.0
+"""Seconds in which a change must have been told: one, and what a busy machine may take."""
 KEYRING = (Secret(base64.b64encode(b"k" * 32).decode()),)
 CHANGED = pb.WatchAIProvidersResponse.KIND_CHANGED
 BEAT = pb.WatchAIProvidersResponse.KIND_BEAT
+
+
+@pytest.fixture(autouse=True)
+def looks_that_nothing_asked_for_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that is told was heard of."""
+    monkeypatch.setattr(events, "POLL_INTERVAL", 600.0)
 
 
 def served(url: Secret, root: Path, script: Callable[..., Awaitable[T]], servers: int = 1) -> T:
@@ -52,8 +58,8 @@ def served(url: Secret, root: Path, script: Callable[..., Awaitable[T]], servers
     return uvloop.run(go())
 
 
-async def soon(stream: AsyncIterator[T], within: float = WITHIN) -> T:
-    async with asyncio.timeout(within):
+async def soon(stream: AsyncIterator[T]) -> T:
+    async with asyncio.timeout(WITHIN):
         return await anext(stream)
 
 
@@ -182,7 +188,7 @@ def test_a_draining_control_plane_ends_its_watches_at_once(database_url: Secret,
             server.orders.order(Drain())
             for stream in (watch, revoked):
                 with pytest.raises(ConnectError) as caught:
-                    await soon(stream, 3.0)
+                    await soon(stream)
                 assert caught.value.code is Code.UNAVAILABLE
 
     served(database_url, tmp_path, script)

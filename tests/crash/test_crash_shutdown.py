@@ -35,7 +35,7 @@ def signal_stop(server: Server) -> None:
 def end_of(server: Server) -> int:
     """The exit status of a server that has been told to stop."""
     assert server.process is not None
-    return server.process.wait(30)
+    return server.process.wait(60)
 
 
 def journals_on_disk(server: Server) -> list[Path]:
@@ -46,7 +46,7 @@ def test_a_stop_lets_streams_finish_takes_nothing_new_and_ships_everything(
     start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor
 ) -> None:
     server = start_server(own_fake, "--workers", "2", **door.variables)
-    long = Load(server.url, OWNER_TOKEN, concurrency=40, total=40, control="pace=100 events=20", prefix="long")
+    long = Load(server.url, OWNER_TOKEN, concurrency=40, total=40, control="pace=100 events=80", prefix="long")
     short = Load(server.url, OWNER_TOKEN, concurrency=60, control="pace=1 events=8", prefix="short")
     with long, short:
         eventually(lambda: len(long.answering) == 40 and len(short.calls) > 120, what=short.summary())

@@ -117,7 +117,7 @@ def test_a_server_that_waits_for_its_database_serves_nothing_and_can_be_stopped(
     eventually(lambda: "waiting for the database" in server.tail(), what=server.tail())
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     assert httpx.get(f"{server.url}/readyz").status_code == 503
-    assert server.stop(within=10) == 0, server.tail()
+    assert server.stop(within=30) == 0, server.tail()
     assert own_fake.requests()["count"] == 0
 
 
@@ -170,7 +170,7 @@ def test_kill_9_in_the_middle_of_the_first_start_leaves_nothing_that_the_next_on
     start_first: StartServer, own_fake: FakeProvider, moment: str
 ) -> None:
     server = start_first(own_fake, "--workers", "1")
-    eventually(lambda: (server.data_dir / moment).exists() or moment in server.tail(), every=0.001, within=30)
+    eventually(lambda: (server.data_dir / moment).exists() or moment in server.tail(), every=0.001, within=60)
     kill_everything(server)
     eventually(lambda: not processes_of(server), what="nothing of it is left")
     server.log.unlink()

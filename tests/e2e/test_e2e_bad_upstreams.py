@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import APIS, CHAT, DATA_PLANE, MESSAGES, Api, Person, RawUpstream, added_provider
 from tests.support.raw_http import Answer
+from tests.support.server import eventually
 
 _numbers = itertools.count(1)
 
@@ -175,6 +178,12 @@ WAITS: dict[str, tuple[list[str], int | None]] = {
 }
 
 
+def timeline(guest: Person, provider: str) -> Any:
+    """What was told of its only key so far."""
+    (key,) = guest.server.get(f"/api/v2/ai/providers/{provider}/keys")["keys"]
+    return key["replicas"] and key["replicas"][0]["timeline"]
+
+
 @pytest.mark.parametrize("name", WAITS)
 def test_how_long_a_key_rests_is_bounded_whatever_the_provider_says(
     guest: Person, upstream: RawUpstream, name: str
@@ -186,13 +195,18 @@ def test_how_long_a_key_rests_is_bounded_whatever_the_provider_says(
         first = exchange(guest, upstream, CHAT.path(provider), CHAT.body(), wire)
         assert (first.status, first.body) == (429, body), "as it came"
         assert ended(guest, first)["error_type"] == "rate_limited"
+        if expected is not None:
+            (cooled,) = eventually(partial(timeline, guest, provider), what="told to the control plane")
+            rests = datetime.fromisoformat(cooled["until"]) - datetime.fromisoformat(cooled["at"])
+            assert expected <= rests.total_seconds() <= expected + 2  # both are told in whole seconds
+            if expected < 5:
+                return  # it may be over on a busy machine
         began = time.monotonic()
         second = guest.call(CHAT.path(provider), CHAT.body())  # nobody answers it upstream
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert second.status == 429
         assert "have reached their limits" in second.json()["error"]["message"]
         wait = int(second.header("retry-after") or "")
         assert 1 <= wait <= 3600
-        if expected is not None:
-            assert expected - 2 <= wait <= expected
+        assert expected is None or expected - 60 <= wait <= expected
         assert ended(guest, second)["outcome"] == "rejected"

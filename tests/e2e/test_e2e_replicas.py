@@ -45,7 +45,14 @@ def test_a_server_reports_its_workers_and_what_they_serve(start_server: StartSer
     assert {worker["pid"] for worker in shown["workers"]} == set(server.children("worker"))
     assert all(journal["live"] for journal in shown["journals"])
 
-    os.kill(server.children("worker")[0], signal.SIGKILL)
+    killed, *_ = server.children("worker")
+    os.kill(killed, signal.SIGKILL)
+
+    def joined_anew() -> bool:
+        workers = server.children("worker")
+        return len(workers) == 2 and killed not in workers and server.metric("ostiary_link_workers") == 2
+
+    eventually(joined_anew, within=30, what="a new worker has joined the link")
     eventually(
         lambda: (
             {worker["pid"] for worker in replica(server)["workers"]} == set(server.children("worker"))

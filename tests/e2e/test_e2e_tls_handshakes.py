@@ -17,7 +17,7 @@ from tests.support.fake_provider import fake_provider
 from tests.support.server import Server, eventually, open_directory
 
 FILES = 400
-HELLO = 4.0
+HELLO = 8.0
 """Seconds that a handshake may take here."""
 
 
@@ -36,7 +36,7 @@ class Secured(NamedTuple):
         return sum(1 for _ in Path(f"/proc/{self.worker}/fd").iterdir())
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.server.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
 
     def limit_files(self, files: int) -> None:
         """What the worker may open; it notices by its next sweep."""
@@ -73,7 +73,7 @@ def secured() -> Iterator[Secured]:
 
 def served(secured: Secured) -> bool:
     """Whether somebody new is, who has to shake hands first."""
-    with httpx.Client(verify=secured.trust, timeout=5) as client:
+    with httpx.Client(verify=secured.trust, timeout=20) as client:
         try:
             return secured.call(client) == 200
         except httpx.TransportError:
@@ -93,7 +93,7 @@ def test_people_are_served_while_others_only_begin_a_handshake(
     secured: Secured, begin: Callable[[socket.socket], None]
 ) -> None:
     turned_away = secured.turned_away()
-    with httpx.Client(verify=secured.trust, timeout=5) as client, ExitStack() as stack:
+    with httpx.Client(verify=secured.trust, timeout=20) as client, ExitStack() as stack:
         assert secured.call(client) == 200
         for number in range(2 * FILES):
             connection = stack.enter_context(secured.connect())
@@ -110,7 +110,7 @@ def test_people_are_served_while_others_only_begin_a_handshake(
 
 def test_idle_clients_that_do_not_agree_to_a_close_make_room(secured: Secured) -> None:
     """Over TLS each side says that it closes; these take no notice of what the server says."""
-    with httpx.Client(verify=secured.trust, timeout=5) as client, ExitStack() as stack:
+    with httpx.Client(verify=secured.trust, timeout=20) as client, ExitStack() as stack:
         for number in range(2 * FILES):
             connection = stack.enter_context(secured.connect())
             with suppress(OSError):
@@ -125,7 +125,7 @@ def test_idle_clients_that_do_not_agree_to_a_close_make_room(secured: Secured) -
 def test_where_there_is_no_descriptor_left_at_all_handshakes_end_and_later_all_are_served(secured: Secured) -> None:
     with ExitStack() as stack:
         early = stack.enter_context(secured.connect())
-        early.settimeout(HELLO / 2)
+        early.settimeout(HELLO - 2)
         secured.limit_files(secured.descriptors)
         for _ in range(FILES):
             stack.enter_context(secured.connect())

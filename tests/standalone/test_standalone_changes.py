@@ -8,15 +8,20 @@ import httpx
 from tests.support.fake_provider import FakeProvider
 from tests.support.gateway import Gateway, StartGateway, ask, new_key
 from tests.support.load import BLOCKING, Load
-from tests.support.server import Server, StartServer, eventually
+from tests.support.server import Server, StartServer, eventually, kept
 
 SOON = 1.0
+LATE = 5.0
+"""Seconds by which a busy machine may be late now and then; what nobody was told of takes longer."""
 
 
-def in_every_replica(gateways: list[Gateway], check: Callable[[Gateway], bool], what: str) -> None:
-    """Within a second from now."""
+def in_every_replica(gateways: list[Gateway], check: Callable[[Gateway], bool], what: str) -> float:
+    """How many seconds it takes from now until it is."""
+    begun = time.monotonic()
     for gateway in gateways:
-        eventually(lambda gateway=gateway: check(gateway), within=SOON, every=0.01, what=f"{what} at {gateway.url}")
+        found = f"{what} at {gateway.url}"
+        eventually(lambda gateway=gateway: check(gateway), within=SOON + LATE, every=0.01, what=found)
+    return time.monotonic() - begun
 
 
 def test_provider_changes_and_revocations_reach_every_replica_under_load(
@@ -34,6 +39,16 @@ def test_provider_changes_and_revocations_reach_every_replica_under_load(
         response = server.owner.request(method, f"/api/v2/ai/providers{path}", json=body)
         assert response.is_success, response.text
 
+    def revoked(number: int) -> float:
+        """A token that everybody has let in a moment ago: whoever is not told asks again five seconds later."""
+        leaving = server.new_token(f"leaving-{number}")
+        assert [ask(gateway.url, leaving).status_code for gateway in gateways] == [200, 200]
+        (mine,) = server.get("/api/v2/tokens", user=f"leaving-{number}")
+        assert server.owner.delete(f"/api/v2/tokens/{mine['id']}").status_code == 204
+        return in_every_replica(
+            gateways, lambda gateway: ask(gateway.url, leaving).status_code == 401, "the revocation"
+        )
+
     with (
         Load(gateways[0].url, server.new_token("lena"), concurrency=1, kinds=(BLOCKING,), prefix="one") as one,
         Load(gateways[1].url, server.new_token("lars"), concurrency=1, kinds=(BLOCKING,), prefix="two") as two,
@@ -46,19 +61,17 @@ def test_provider_changes_and_revocations_reach_every_replica_under_load(
             "base_url": f"{own_fake.url}/v1",
             "api_keys": ["sk-second-0123456789"],
         }
+        seconds = []
         change("POST", "", second)
-        in_every_replica(gateways, lambda gateway: answer(gateway) == 200, "the new provider")
+        seconds.append(in_every_replica(gateways, lambda gateway: answer(gateway) == 200, "the new provider"))
         change("PATCH", "/second", {"base_url": "http://127.0.0.1:9/v1"})
-        in_every_replica(gateways, lambda gateway: answer(gateway) == 502, "its new address")
+        seconds.append(in_every_replica(gateways, lambda gateway: answer(gateway) == 502, "its new address"))
         change("PATCH", "/second", {"enabled": False})
-        in_every_replica(gateways, lambda gateway: answer(gateway) == 503, "that it is disabled")
+        seconds.append(in_every_replica(gateways, lambda gateway: answer(gateway) == 503, "that it is disabled"))
         change("DELETE", "/second")
-        in_every_replica(gateways, lambda gateway: answer(gateway) == 404, "that it is gone")
-        (mine,) = [row for row in server.get("/api/v2/tokens", user="rita") if row["revoked_at"] is None]
-        assert server.owner.delete(f"/api/v2/tokens/{mine['id']}").status_code == 204
-        revoked_at = time.monotonic()
-        in_every_replica(gateways, lambda gateway: ask(gateway.url, token).status_code == 401, "the revocation")
-        assert time.monotonic() - revoked_at < 2 * SOON
+        seconds.append(in_every_replica(gateways, lambda gateway: answer(gateway) == 404, "that it is gone"))
+        assert sorted(seconds)[1] < SOON, seconds
+        kept(SOON, revoked)
         one.progress(5)
         two.progress(5)
     assert one.failures() + two.failures() == []
@@ -75,6 +88,6 @@ def test_replicas_of_one_key_end_together_and_those_of_another_stay(
     lone = start_gateway(server.url, other["key"])
     assert server.owner.delete(f"/api/v2/ai-gateway/keys/{shared['id']}").status_code == 204
     for gateway in pair:
-        assert gateway.ended(within=10) != 0
+        assert gateway.ended(within=30) != 0
     assert httpx.get(f"{lone.url}/readyz").status_code == 200
     assert lone.stop() == 0

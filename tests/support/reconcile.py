@@ -22,7 +22,7 @@ from ostiary.core.records import WorkerGone, decode_record
 from tests.support.fake_provider import FakeProvider
 from tests.support.gateway import Gateway
 from tests.support.load import Call
-from tests.support.server import Machine, Server, eventually
+from tests.support.server import Machine, Server, eventually, metrics_page
 
 _MARK = re.compile(r"fake-mark:(\S+)")
 
@@ -122,7 +122,7 @@ def metric(server: Machine, name: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels; 0 without any."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     total = 0.0
-    for line in httpx.get(server.metrics_url, timeout=10).text.splitlines():
+    for line in metrics_page(lambda: httpx.get(server.metrics_url, timeout=10)).splitlines():
         given, _, value = line.rpartition(" ")
         if given.partition("{")[0] == name and all(label in given for label in wanted):
             total += float(value)

@@ -32,7 +32,7 @@ class Job(msgspec.Struct):
     entries: dict[str, str]
 
 
-def eventually(look: Callable[[], T | None], what: str, timeout: float = 20.0) -> T:
+def eventually(look: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
     """What `look` gives once it gives something true. Between looks others get the processor."""
     deadline = time.monotonic() + timeout
     while True:
@@ -94,7 +94,7 @@ class Supervised:
         eventually(lambda: "Ostiary is ready" in self.out or self.process.poll() is not None, "ready")
         assert self.process.poll() is None, self.err
 
-    def wait_end(self, timeout: float = 20.0) -> int:
+    def wait_end(self, timeout: float = 60.0) -> int:
         return self.process.wait(timeout)
 
     def signal(self, signum: signal.Signals) -> None:
@@ -122,7 +122,7 @@ class Supervised:
         return int(ports[0])
 
 
-def ask(port: int, timeout: float = 10.0) -> dict[str, Any]:
+def ask(port: int, timeout: float = 30.0) -> dict[str, Any]:
     """The line of JSON that a small child answers a connection with."""
     with socket.create_connection(("127.0.0.1", port), timeout) as connection, connection.makefile() as lines:
         return dict(json.loads(lines.readline()))
