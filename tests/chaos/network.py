@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
@@ -67,7 +68,8 @@ class Peer(asyncio.Protocol):
     KEPT = 256 * 1024
     """Bytes of what came that are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float) -> None:
+        """`begun`: when it began to connect; the server may have taken it long before this loop hears of that."""
         self.received = b""
         self.size = 0
         """Bytes that came."""
@@ -77,7 +79,7 @@ class Peer(asyncio.Protocol):
         """How long it stood."""
         self.ended_at = 0.0
         """By the monotonic clock."""
-        self._made = time.monotonic()
+        self._begun = begun
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,7 +93,7 @@ class Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.end = "reset" if exc is not None else "closed"
         self.ended_at = time.monotonic()
-        self.seconds = self.ended_at - self._made
+        self.seconds = self.ended_at - self._begun
 
     @property
     def status(self) -> int:
@@ -180,8 +182,9 @@ class Crowd:
         made: list[Peer] = []
         while len(made) < count:
             size = min(_AT_ONCE, count - len(made))
+            new_peer = partial(Peer, time.monotonic())
             pairs = await asyncio.gather(
-                *(self._loop.create_connection(Peer, "127.0.0.1", self._port) for _ in range(size))
+                *(self._loop.create_connection(new_peer, "127.0.0.1", self._port) for _ in range(size))
             )
             made += [peer for _, peer in pairs]
         self._peers += made
@@ -264,11 +267,11 @@ def check_untouched(alone: Speed, beside: Speed) -> None:
     """Every call was answered in full, see `traffic`; and none had to wait for what went on beside.
 
     The bounds are for machines on which everything else runs too, and for the bad peers, which take their share of the
-    processor here: what waits for a bad peer waits for seconds.
+    processor here, and for one that stalls for two seconds: what waits for a bad peer waits for four or more.
     """
     told = f"alone {alone}; beside {beside}"
-    assert beside.median < 5 * alone.median + 0.1, told
-    assert beside.slowest < alone.slowest + 2.0, told
+    assert beside.median < 5 * alone.median + 0.25, told
+    assert beside.slowest < alone.slowest + 3.9, told
 
 
 def reconcile(site: Site, *speeds: Speed, unsent: Sequence[str] = ()) -> Reconciled:

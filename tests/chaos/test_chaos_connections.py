@@ -87,7 +87,7 @@ def test_ten_thousand_idle_connections_cost_little_and_end_in_time(start_site: S
     each = (during.memory - before.memory) / count
     told = f"{count} idle connections: {each:.0f} bytes each; {alone} before, {beside} beside them; {during}, {again}"
     assert each < MEMORY_EACH, told
-    assert again.memory < during.memory + 0.1 * each * count, f"what the first had is not had again: {told}"
+    assert again.memory < during.memory + 0.3 * each * count, f"what the first had is not had again: {told}"
     reconcile(site, alone, beside)
     print(told)
     if LONG:
@@ -377,6 +377,8 @@ def test_a_pipeline_of_calls_is_answered_in_order_one_at_a_time(start_site: Star
 STORM = 20_000 if LONG else 2_000
 STORM_PAUSE = 0.01
 """Seconds between a dozen and the next: a thousand a second."""
+STORM_MOST = 400
+"""That stand at once: a slow machine has fewer of them a second, not more to hold."""
 
 
 Begin = Callable[[Peer, int], None]
@@ -396,8 +398,8 @@ def begin_a_body(peer: Peer, number: int) -> None:
 
 
 def ask(peer: Peer, number: int) -> None:
-    """A whole request."""
-    peer.send(b"".join(request(CHAT, f"storm-{number}", "delay=100 events=20 pace=20")))
+    """A whole request. Whose answer is waited for longer than any peer stays."""
+    peer.send(b"".join(request(CHAT, f"storm-{number}", "delay=5000 events=20 pace=20")))
 
 
 STORMING: list[tuple[Begin, Callable[[Peer], object]]] = [
@@ -423,6 +425,8 @@ def test_connection_storms_leave_nothing_behind(start_site: StartSite, say: Say)
                 end(peer)
             stormed += peers
             await asyncio.sleep(STORM_PAUSE)
+            while sum(not peer.end for peer in stormed) > STORM_MOST:
+                await asyncio.sleep(STORM_PAUSE)
         return stormed
 
     with Crowd(site.front.port) as crowd:

@@ -34,7 +34,7 @@ def test_a_full_journal_refuses_and_sends_nothing_until_there_is_room(
     start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor
 ) -> None:
     server = start_server(own_fake, "--workers", "1", "--journal-max-bytes", "1MiB", **door.variables)
-    with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=50 events=60") as load:
+    with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=100 events=60") as load:
         eventually(lambda: len(load.answering) == 5, what=load.summary())
         door.shut()
         answers = [ask(server.url, text=LARGE)]
@@ -101,7 +101,7 @@ def test_on_a_full_disk_what_has_begun_ends_nothing_new_begins_and_room_heals_it
     start_server: StartServer, own_fake: FakeProvider, door: DatabaseDoor, small_disk: SmallDisk
 ) -> None:
     server = start_server(own_fake, "--workers", "1", data_dir=small_disk(4) / "data", **door.variables)
-    with Load(server.url, OWNER_TOKEN, concurrency=10, total=10, control="pace=100 events=15", kinds=(CHAT,)) as load:
+    with Load(server.url, OWNER_TOKEN, concurrency=10, total=10, control="pace=100 events=60", kinds=(CHAT,)) as load:
         eventually(lambda: len(load.answering) == 10, what=load.summary())
         fill(server.data_dir / "filler")
         answers = [ask(server.url, text=LARGE).status_code for _ in range(5)]
@@ -141,7 +141,7 @@ def test_what_cannot_be_made_durable_is_refused_and_its_record_says_so(
         "OSTIARY_JOURNAL_SYNC": "always",
     }
     server = start_server(own_fake, "--workers", "1", **variables, **door.variables)
-    with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=50 events=30") as load:
+    with Load(server.url, OWNER_TOKEN, concurrency=5, total=5, control="pace=100 events=50") as load:
         eventually(lambda: len(load.answering) == 5, what=load.summary())
         failing.touch()
         count = own_fake.requests()["count"]
@@ -182,7 +182,7 @@ def greedy_neighbour(path: Path) -> Iterator[None]:
 
 def test_ends_that_find_no_room_are_written_once_there_is_some(start_site: StartSite, small_disk: SmallDisk) -> None:
     site = start_site(standalone=True, workers=1, data_dir=small_disk(8) / "data")
-    with site.load(concurrency=30, total=30, control="pace=100 events=15") as load:
+    with site.load(concurrency=30, total=30, control="pace=100 events=50") as load:
         eventually(lambda: len(load.answering) >= 25, what=load.summary)
         with greedy_neighbour(site.gateway.data_dir / "filler"):
             calls = load.wait()

@@ -29,6 +29,8 @@ CONNECTIONS = 32
 WARM = 10_000 if LONG else 4_000
 """Requests after which caches are full and allocators have what they need."""
 COUNT = 1_000_000 if LONG else 20_000
+TIMES = 3
+"""What grows with requests grows each time; what a stall once made an allocator take does not."""
 ALLOWED = {"worker": 4.0, "link": 12.0, "control": 24.0} if LONG else {"worker": 1.5, "link": 8.0, "control": 8.0}
 """MiB of growth. Caches go on to fill up to their bounds after the warm-up, and allocators keep what they needed once:
 the control plane's for the largest batches of records. So the short form sees a worker that keeps 80 bytes of a request, a
@@ -205,14 +207,18 @@ def test_memory_is_flat_over_requests_of_every_sort(
     numbers = itertools.count()
     ends = call(server, itertools.islice(numbers, WARM))
     await_shipped(server)
-    before = memory(server)
-    ends += call(server, itertools.islice(numbers, COUNT))
-    await_shipped(server)
-    after = memory(server)
-    told = ", ".join(f"{kind} {before[kind]:.1f} -> {after[kind]:.1f} MiB" for kind in before)
+    after, told = memory(server), ""
+    for _ in range(TIMES):
+        before = after
+        ends += call(server, itertools.islice(numbers, COUNT))
+        await_shipped(server)
+        after = memory(server)
+        told += ", ".join(f"{kind} {before[kind]:.1f} -> {after[kind]:.1f} MiB" for kind in before) + "; "
+        flat = all(after[kind] - before[kind] < allowed for kind, allowed in ALLOWED.items())
+        if flat:
+            break
     print(told, ends)
-    for kind, allowed in ALLOWED.items():
-        assert after[kind] - before[kind] < allowed, told
+    assert flat, told
     eventually(lambda: metric(server, "ostiary_client_connections") <= 1, what="connections are closed")
     check_record(server, counting_fake, door, ends)
     if LONG:

@@ -131,7 +131,11 @@ WAYS = ("close", "reset", "half close")
 async def leave(port: int, number: int, moment: str, way: str, chance: random.Random) -> bool:
     """Go away at a moment, in a way; whether the answer came whole."""
     kind = chance.choice(KINDS)
-    control = f"delay={chance.randrange(200, 400)} chunk=40 pace={chance.randrange(20, 40)} events=12"
+    control = f"delay={chance.randrange(200, 400)} chunk=40 pace={chance.randrange(20, 40)}"
+    if moment == "never":
+        control += " events=12"
+    else:  # far longer than one who leaves may take to do so
+        control += " size=16000" if kind is BLOCKING else " events=400"
     head, body = request(kind, f"left-{number}", control, fields=CLOSE)
     sent = {
         "before a byte": 0,

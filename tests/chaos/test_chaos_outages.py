@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import httpx
 import pytest
 
+from ostiary.link.authorizations import ANSWER_WITHIN
 from tests.chaos.harness import LONG, Chance, Site, StartSite, pass_by
 from tests.support.chaos import Say, chaos
 from tests.support.database_door import DatabaseDoor
@@ -149,7 +150,7 @@ def test_while_the_database_is_away_known_people_are_served_without_a_wait_and_s
         load.progress(20)
         calls = load.finish()
     assert not load.failures(), load.summary()
-    assert max(call.stalled for call in calls) < 2.0
+    assert max(call.stalled for call in calls) < ANSWER_WITHIN, "as long as a stranger waits"
     result = site.reconcile(load)
     assert result.outcomes == {"completed": len(calls) + 2}
 
@@ -170,8 +171,8 @@ def test_a_link_that_hangs_after_the_control_plane_has_gone_holds_nobody_up_twic
         assert len(load.calls) - begun > 60, load.summary()
         door.open()
         check_nobody_noticed(site, load)
-    # Those who came first, and on a busy machine some more; held up twice it would be 40.
-    assert len([call for call in load.calls if call.stalled > 2]) <= 30
+    # Those who came first; held up twice it would be 40.
+    assert len([call for call in load.calls if call.stalled > WORKER_WAITS - 2]) <= 30
 
 
 def test_a_gateway_that_dies_and_starts_in_an_outage_serves_from_its_cache(

@@ -9,7 +9,7 @@ from tests.support.load import Load
 from tests.support.reconcile import frames_on_disk, reconcile
 from tests.support.server import OWNER_TOKEN, StartServer, eventually
 
-PACED = "pace=100 events=12"
+PACED = "pace=100 events=30"
 STREAMS = 200
 
 

@@ -289,6 +289,7 @@ class Server(Machine):
             yield name
         finally:
             assert self.owner.delete(f"/api/v2/ai/providers/{name}").status_code == 204
+            eventually(lambda: self.knows_provider(name) == {False}, what=f"{name} is gone")
 
 
 def _environment(**variables: str) -> dict[str, str]:
