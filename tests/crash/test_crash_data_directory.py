@@ -70,7 +70,7 @@ def test_below_a_closed_directory_the_server_works_or_says_what_to_do_and_then_w
         server = start_server(own_fake, *flags, ready=False)
         assert server.process is not None
         if ROOT:
-            assert server.process.wait(30) == 1
+            assert server.process.wait(60) == 1
             (line,) = [line for line in server.log.read_text().splitlines() if line.startswith("ostiary: ")]
             assert "Traceback" not in server.log.read_text()
             cure = f"chmod o+x {closed}"

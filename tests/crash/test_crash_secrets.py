@@ -262,7 +262,7 @@ def test_no_secret_shows_with_an_external_database_and_json_logs(
     }
     drift = start_server(own_fake, ready=False, **variables | changed)
     assert drift.process is not None
-    assert drift.process.wait(30) != 0
+    assert drift.process.wait(60) != 0
     assert "somewhere-else.invalid" in drift.tail()
     config_commands({name: value for name, value in variables.items() if "OSTIARY" in name}, hunt, server.data_dir)
     for log in (server.log, drift.log):

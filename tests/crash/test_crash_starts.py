@@ -56,7 +56,7 @@ def test_a_second_server_on_one_data_directory_is_refused_and_does_the_first_no_
     second.log.unlink()
     second.start(ready=False)
     assert second.process is not None
-    assert second.process.wait(20) == 1
+    assert second.process.wait(60) == 1
     (line,) = second.log.read_text().splitlines()
     assert line.startswith("ostiary: ")
     assert f"in use by another Ostiary (process {first.process.pid})" in line
@@ -70,7 +70,7 @@ def test_an_address_in_use_is_named_with_the_flag_that_changes_it(start_server: 
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         server = start_server(None, flag, address, ready=False)
         assert server.process is not None
-        assert server.process.wait(20) == 1
+        assert server.process.wait(60) == 1
         (line,) = server.log.read_text().splitlines()
     assert address in line
     assert "in use" in line
@@ -81,7 +81,7 @@ def test_a_data_directory_that_cannot_be_made_is_named(start_server: StartServer
     (tmp_path / "file").touch()
     server = start_server(None, "--data-dir", str(tmp_path / "file" / "data"), ready=False)
     assert server.process is not None
-    assert server.process.wait(20) != 0
+    assert server.process.wait(60) != 0
     (line,) = server.log.read_text().splitlines()
     assert str(tmp_path / "file") in line
     assert line.startswith("ostiary: ")
@@ -149,7 +149,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_the_next_start_serves_th
         body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "before"}]}
         made = client.post(demo, json=body).headers["x-ostiary-interception-id"]
     server.process.kill()
-    server.process.wait(10)
+    server.process.wait(30)
     eventually(lambda: not [pid for pid in family if alive(pid)], what="all have ended with their supervisor")
     assert not processes_of(server)
     server.start()

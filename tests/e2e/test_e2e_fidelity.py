@@ -21,7 +21,7 @@ from tests.e2e.conftest import (
     refused,
 )
 from tests.support.fake_provider import FakeProvider
-from tests.support.server import PROVIDER_KEY
+from tests.support.server import PROVIDER_KEY, eventually
 
 STREAM = "text/event-stream"
 
@@ -453,4 +453,4 @@ def test_an_answer_before_the_end_of_the_request_is_relayed(guest: Person, fake:
     assert answer.json()["error"]["type"] == "request_too_large"
     record: dict[str, Any] = guest.server.interception(answer.interception_id)
     assert (record["outcome"], record["error_type"]) == ("upstream_error", "bad_request")
-    assert fake.requests(limit=0)["open"] == 0
+    eventually(lambda: fake.requests(limit=0)["open"] == 0, what="nothing of it is left running")

@@ -81,15 +81,15 @@ class _Child:
         )
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 assert not self.over.is_set(), "the child has ended"
                 await asyncio.sleep(0.01)
 
     async def end(self) -> int:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.over.wait()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def test_the_end_of_the_control_socket_is_the_end_of_the_child() -> None:
             child.channel.send(BOOT)
             await child.until(lambda: child.reports == [Ready()])
             child.channel.close()
-            assert child.process.wait(20) == 71
+            assert child.process.wait(60) == 71
 
     _play(script)
 
@@ -167,7 +167,7 @@ def test_a_child_without_boot_message_ends_with_its_supervisor_too() -> None:
     async def script() -> None:
         with _child(waits) as child:
             child.channel.close()
-            assert child.process.wait(20) == 71
+            assert child.process.wait(60) == 71
 
     _play(script)
 
@@ -204,7 +204,7 @@ def test_a_child_that_is_stuck_ends_with_its_supervisor() -> None:
         handle = os.pidfd_open(pid)
         supervisor.kill()
     try:
-        readable, _, _ = select.select([handle], [], [], 10)
+        readable, _, _ = select.select([handle], [], [], 30)
         assert readable, "the stuck child still runs"
     finally:
         with suppress(ProcessLookupError):

@@ -166,7 +166,7 @@ def test_a_server_that_outlived_its_parent_is_stopped_and_started_anew(data_dir:
         assert survivor.process is not None
         with _running(data_dir) as server:
             assert server.process is not None
-            assert survivor.process.wait(10) == 0, "a fast shutdown, no recovery needed"
+            assert survivor.process.wait(60) == 0, "a fast shutdown, no recovery needed"
             assert _query(server, "SELECT 1") == 1
             assert server.process.pid != survivor.process.pid
 

@@ -37,5 +37,5 @@ def kill_everything(server: Machine) -> None:
     for pid in family:
         with suppress(ProcessLookupError):  # ended with its supervisor already
             os.kill(pid, signal.SIGKILL)
-    server.process.wait(10)
+    server.process.wait(30)
     eventually(lambda: not any(alive(pid) for pid in family), what="everything ended")

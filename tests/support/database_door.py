@@ -82,7 +82,7 @@ class DatabaseDoor:
         return asyncio.run(ask())
 
     def _do(self, work: Callable[[], Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(60)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._socket:

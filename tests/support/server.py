@@ -155,7 +155,7 @@ class Machine:
             return process.wait(within)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(10)
+            process.wait(30)
             raise AssertionError(f"it did not stop within {within} s:\n{self.tail()}") from None
 
     def ended(self, *, within: float = 30.0) -> int:
@@ -171,7 +171,7 @@ class Machine:
         assert self.process is not None
         family = descendants(self.process.pid)
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
         eventually(lambda: not any(alive(pid) for pid in family), what="all processes ended with their supervisor")
 
     def children(self, kind: str) -> list[int]:
