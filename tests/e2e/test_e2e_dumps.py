@@ -291,6 +291,11 @@ def test_the_oldest_dumps_go_and_a_stop_writes_what_is_left(start_server: StartS
         server = start_server(fake, "--workers", "2", **variables)
         person = Person(server, "ann", server.new_token("ann"))
         answers = [person.call(CHAT.path(), CHAT.body("much to say " * 20_000)) for _ in range(30)]
+
+        def is_there(call: Answer) -> bool:
+            return any(call.interception_id in path.name for path in base.rglob("*.resp.txt"))
+
+        eventually(lambda: all(is_there(call) for call in answers[-4:]), what="what was told before is written")
         last: Any = person.call(CHAT.path(), CHAT.body("the last words"))
         assert server.stop() == 0
         found = [path for path in base.rglob("*.txt") if path.is_file()]
