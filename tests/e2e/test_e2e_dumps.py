@@ -240,10 +240,14 @@ def test_an_answer_that_breaks_off_ends_with_the_reason(dumper: Person, api: Api
 
 
 def test_a_connection_that_ends_before_the_answer_leaves_the_reason(dumper: Person) -> None:
+    """Of both attempts where the first one was over a connection that had been used before."""
     answer = dumper.call(MESSAGES.path(), MESSAGES.body(model="fake-cut-head"))
     assert answer.status == 502
-    files = files_of(dumper, answer.interception_id, 2)
-    assert sorted(name.rpartition("/")[2] for name in files) == ["-1.req.txt", "-1.req_error.txt"]
+    attempts = dumper.server.interception(answer.interception_id)["trace"]["attempts"]
+    assert [one.get("reused_connection", False) for one in attempts] in ([False], [True, False])
+    files = files_of(dumper, answer.interception_id, 2 * len(attempts))
+    expected = [f"-{number}.{kind}.txt" for number in range(1, len(attempts) + 1) for kind in ("req", "req_error")]
+    assert sorted(name.rpartition("/")[2] for name in files) == expected
 
 
 @pytest.mark.parametrize(
