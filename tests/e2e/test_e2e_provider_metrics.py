@@ -63,5 +63,5 @@ def test_states_of_providers_and_the_two_times_of_reloading(start_server: StartS
     assert (status("openai"), status("odd"), status("off")) == (["enabled"], ["error"], ["disabled"])
     assert call("openai") == 200, "a failed reload takes nothing away"
     by_hand(server, MEND)
-    eventually(lambda: server.metric(SUCCESS) > before, what="the next reload")
+    eventually(lambda: server.metric(SUCCESS) > before, within=40, what="the next reload")
     eventually(lambda: server.metric("ostiary_link_up") == 1, what="the link")
