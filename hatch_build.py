@@ -21,10 +21,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = """
-    core/agents core/ids core/journal
+    core/agents core/ids core/journal core/metrics
     http1/chunks http1/fields http1/head http1/pool http1/server http1/tls http1/upstream
     wire/anthropic_messages wire/budget wire/events wire/formats wire/lenient wire/observer wire/openai_chat
     wire/openai_responses wire/request wire/sse wire/usage
+    gateway/providers/base gateway/providers/openai gateway/snapshot
     gateway/answers gateway/authorizations gateway/clearance gateway/decide gateway/exchange gateway/heads
     gateway/interception gateway/journal gateway/metrics gateway/recording gateway/refusals gateway/reply
     gateway/routes gateway/upload gateway/upstream_call gateway/worker
@@ -38,6 +39,9 @@ from setuptools import setup
 setup(name="ostiary", packages=[], ext_modules=mypycify(sys.argv[3:], opt_level="3", debug_level="0", target_dir=sys.argv[2]),
       script_args=["build_ext", "--build-lib", sys.argv[1], "--build-temp", sys.argv[2]])
 """
+
+_FLAGS = "-fno-semantic-interposition -fvisibility=hidden"
+"""Calls from one compiled function to another go straight there: nothing outside may stand in for it."""
 
 
 class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -61,6 +65,7 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
             [sys.executable, "-c", _SETUP, built / "lib", built / "temp", *(f"ostiary/{name}.py" for name in COMPILED)],
             check=True,
             cwd=Path(self.root) / "src",
+            env=os.environ | {"CFLAGS": f"{_FLAGS} {os.environ.get('CFLAGS', '')}"},
             stdout=sys.stderr,
         )
         libraries = sorted((built / "lib").rglob("*.so"))

@@ -13,8 +13,8 @@ import uvloop
 from ostiary.control import metrics as control_metrics
 from ostiary.control.database import connect
 from ostiary.control.metrics import ControlMetrics, MetricsBoard
+from ostiary.core.families import Family
 from ostiary.core.ids import new_id
-from ostiary.core.metrics import Family
 from ostiary.core.secret import Secret
 from ostiary.rpc import version
 from tests.support.control_server import GATEWAY_KEY, OWNER_TOKEN, ControlServer, control_settings, serving

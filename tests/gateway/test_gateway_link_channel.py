@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ostiary.core.families import Family
 from ostiary.core.health import AskTrial, BreakerReport, KeyReport, KeySubject, TrialEnded
 from ostiary.core.messages import (
     AskAuthorization,
@@ -20,7 +21,6 @@ from ostiary.core.messages import (
     WorkerMessage,
     encode,
 )
-from ostiary.core.metrics import Family
 from ostiary.core.settings import GatewaySettings
 from ostiary.gateway.journal import Journal
 from ostiary.gateway.link_channel import LinkChannel, link_socket

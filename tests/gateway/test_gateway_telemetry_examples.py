@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ostiary.core.metrics import Family, Registry
+from ostiary.core.families import Family
+from ostiary.core.metrics import Registry
 from ostiary.gateway.metrics import GatewayMetrics
 from ostiary.link.health_metrics import HealthMetrics
 from ostiary.link.journal_shipper import ShipperMetrics

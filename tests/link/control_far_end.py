@@ -16,7 +16,7 @@ import uvicorn
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from ostiary.core.metrics import Family
+from ostiary.core.families import Family
 from ostiary.core.records import decode_record
 from ostiary.core.secret import Secret
 from ostiary.rpc import version

@@ -8,7 +8,8 @@ from typing import Any
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.core.families import Family, Sample
+from ostiary.core.metrics import Registry
 from ostiary.link.metrics_page import MAX_HEAD, MetricsServer, render
 from ostiary.link.metrics_sum import MachineMetrics, total
 

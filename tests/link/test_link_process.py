@@ -13,6 +13,7 @@ from control_far_end import KEY, until
 from link_machine import Machine, Play, Worker
 
 from ostiary import __version__
+from ostiary.core.families import Family, Sample
 from ostiary.core.messages import (
     AskAuthorization,
     Authorization,
@@ -25,7 +26,6 @@ from ostiary.core.messages import (
     Serving,
     Snapshot,
 )
-from ostiary.core.metrics import Family, Sample
 from ostiary.core.records import WorkerGone, decode_record
 from ostiary.core.secret import Secret
 

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 from starlette.routing import Route
 
-from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.core.families import Family, Sample
+from ostiary.core.metrics import Registry
 from ostiary.core.secret import Secret
 from ostiary.rpc.ostiary_pb2 import DESCRIPTOR
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ostiary.core.metrics import Family
+from ostiary.core.families import Family
 from ostiary.core.settings import ControlSettings
 
 from .gateway_keys import GatewayCalls

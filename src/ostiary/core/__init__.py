@@ -12,7 +12,7 @@
 `trials`     which requests may try a suspect key, or a breaker that was open
 `settings`   the settings each process gets, already checked
 `journal`    the frame format of a journal segment
-`metrics`    counters behind pre-resolved handles, and how they are sent on
+`metrics`    counters behind pre-resolved handles; `families`: how they are sent on
 `interception_log`  the fields of `interception log` lines
 `agents`     which client sent a request, and in which session
 `build`      compiled or not

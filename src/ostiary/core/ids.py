@@ -7,11 +7,15 @@ the 12 bits behind the milliseconds count ids of one millisecond, the remaining 
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 _RANDOM_POOL = 4096
 
 
-_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+_DIGITS: Final = "0123456789abcdef"
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in _DIGITS}
+_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
+_PAIR_VALUES: Final = {pair: value for value, pair in enumerate(_PAIRS)}
 
 
 class IdSource:
@@ -43,8 +47,9 @@ class IdSource:
             pos = 0
         pool = self._pool
         self._pos = pos + 16
-        count = _hex(self._count, 2)[1:]
-        return f"{self._prefix}{count}-{_VARIANT[pool[pos]]}{pool[pos + 1 : pos + 4]}-{pool[pos + 4 : pos + 16]}"
+        count = self._count
+        digits = _DIGITS[count >> 8] + _PAIRS[count & 0xFF]
+        return f"{self._prefix}{digits}-{_VARIANT[pool[pos]]}{pool[pos + 1 : pos + 4]}-{pool[pos + 4 : pos + 16]}"
 
     def _begin(self, ms: int) -> None:
         self._last_ms = ms
@@ -62,6 +67,9 @@ def child_id(parent: str, number: int) -> str:
 
     Cheaper than a new one, and the same again when the same thing is numbered again.
     """
+    last = _PAIR_VALUES[parent[34:]] + number
+    if last <= 0xFF:
+        return parent[:34] + _PAIRS[last]
     return parent[:24] + _hex((int(parent[24:], 16) + number) & 0xFFFF_FFFF_FFFF, 6)
 
 

@@ -15,9 +15,9 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from .families import Family
 from .health import AskTrial, BreakerReport, KeyReport, TrialAnswer, TrialEnded
 from .identity import Identity, Refusal
-from .metrics import Family
 from .providers import ProviderSpec
 from .secret import secret_dec_hook, secret_enc_hook
 from .settings import ControlSettings, FakeSettings, GatewaySettings, LinkSettings

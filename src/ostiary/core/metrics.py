@@ -1,33 +1,11 @@
 """Counters a worker can afford: a label set is looked up once, then a handle is one list cell.
 
-`Registry` is a worker's own, not thread-safe. `Family` is how its numbers travel to the link, which sums those of all
-workers, the dead ones' last reports included, and renders them.
+`Registry` is a worker's own, not thread-safe.
 """
 
 from bisect import bisect_left
-from typing import Literal
 
-from msgspec import Struct
-
-Kind = Literal["counter", "gauge", "histogram"]
-
-
-class Sample(Struct, frozen=True, array_like=True):
-    labels: tuple[str, ...]
-    value: float = 0.0
-    """Counter or gauge; of a histogram the sum."""
-    buckets: tuple[int, ...] = ()
-    """Histogram: observations per bucket, not cumulated, the last one beyond all bounds."""
-
-
-class Family(Struct, frozen=True):
-    name: str
-    """Without a `_total` suffix for counters; it is added when rendered."""
-    help: str
-    kind: Kind
-    label_names: tuple[str, ...]
-    samples: list[Sample]
-    bounds: tuple[float, ...] = ()
+from .families import Family, Kind, Sample
 
 
 class Histogram:

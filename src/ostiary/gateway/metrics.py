@@ -7,8 +7,9 @@ Labels are bounded: no user ids, no raw paths; `model` is one of the first 200 v
 from bisect import bisect_left
 from typing import Final
 
+from ostiary.core.families import Family
 from ostiary.core.health import BreakerReport, BreakerSubject, KeyReport
-from ostiary.core.metrics import Family, Histogram, Registry
+from ostiary.core.metrics import Histogram, Registry
 from ostiary.core.records import Outcome
 from ostiary.wire.facts import ResponseFacts
 

@@ -20,16 +20,29 @@ PREFIXES: Final = (b"/api/v2/ai-gateway/", b"/api/v2/aibridge/")
 _RESERVED: Final = frozenset(name.encode("ascii") for name in RESERVED_NAMES)
 
 
-class Route(Struct, frozen=True):
-    """A route of a provider. `label` is bounded: it goes into records and metrics in place of the raw path."""
+class Route:
+    """A route of a provider. Immutable.
 
-    label: str
-    kind: RouteKind
-    format: Format | None = None
-    upload: bool = False
-    """Bodies in form encoding are streamed to the upstream, not held."""
-    model_optional: bool = False
-    """Metered: the provider chooses a model when the request names none."""
+    `label` is bounded: it goes into records and metrics in place of the raw path. `upload`: bodies in form encoding are
+    streamed to the upstream, not held. `model_optional`: metered, and the provider chooses a model when the request names none.
+    """
+
+    __slots__ = ("format", "kind", "label", "model_optional", "upload")
+
+    def __init__(
+        self,
+        label: str,
+        kind: RouteKind,
+        format: Format | None = None,  # noqa: A002 - as records call it
+        *,
+        upload: bool = False,
+        model_optional: bool = False,
+    ) -> None:
+        self.label = label
+        self.kind: RouteKind = kind
+        self.format: Format | None = format
+        self.upload = upload
+        self.model_optional = model_optional
 
 
 class RouteTable:

@@ -7,8 +7,6 @@ docs/headers.md too. Names are lower case; one that ends in * stands for all tha
 Nothing is added that the client did not send, but for what each outgoing head is made of: no User-Agent either.
 """
 
-from itertools import compress
-from operator import not_
 from typing import Final, Literal, NamedTuple
 
 from .head import Head, RequestHead, ResponseHead
@@ -173,9 +171,8 @@ def kept_lines(head: Head, kept: Kept, besides: frozenset[bytes] = frozenset()) 
     """The lines of `head` to send on, as they came; those of `besides` are not."""
     if head.fields.get(b"connection") not in _USUAL_CONNECTION:
         besides = besides.union(_connection_options(head))
-    if besides:
-        return [line for line, name in zip(head.lines, head.names, strict=True) if name not in besides and kept[name]]
-    return list(compress(head.lines, map(kept.__getitem__, head.names)))
+    names = head.names
+    return [line for at, line in enumerate(head.lines) if kept[names[at]] and names[at] not in besides]
 
 
 def kept_request_lines(head: RequestHead, dropped: frozenset[bytes]) -> list[bytes]:
@@ -191,7 +188,8 @@ def kept_response_lines(head: ResponseHead, dropped: frozenset[bytes]) -> list[b
 def _kept(head: Head, dropped: frozenset[bytes]) -> list[bytes]:
     if head.fields.get(b"connection") not in _USUAL_CONNECTION:
         dropped = dropped.union(_connection_options(head))
-    return list(compress(head.lines, map(not_, map(dropped.__contains__, head.names))))
+    names = head.names
+    return [line for at, line in enumerate(head.lines) if names[at] not in dropped]
 
 
 def _connection_options(head: Head) -> frozenset[bytes]:

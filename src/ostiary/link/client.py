@@ -26,7 +26,7 @@ from google.protobuf.message import Message
 from pyqwest import Client, HTTPTransport, Proxy, Request, Response
 
 from ostiary import __version__
-from ostiary.core.metrics import Family
+from ostiary.core.families import Family
 from ostiary.core.secret import Secret
 from ostiary.core.settings import TLSFiles
 from ostiary.rpc import version

@@ -7,8 +7,8 @@ the worst of them.
 from collections.abc import Iterable
 from typing import Final, get_args
 
+from ostiary.core.families import Family, Sample
 from ostiary.core.health import KeyStateName
-from ostiary.core.metrics import Family, Sample
 
 from .health_records import BreakerHealth, KeyHealth
 

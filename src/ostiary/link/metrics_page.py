@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ostiary.core.metrics import Family
+from ostiary.core.families import Family
 
 log = structlog.get_logger(__name__)
 

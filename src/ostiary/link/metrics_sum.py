@@ -9,7 +9,7 @@ Rules
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ostiary.core.metrics import Family, Kind, Sample
+from ostiary.core.families import Family, Kind, Sample
 
 
 class _Key(NamedTuple):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import structlog
 
+from ostiary.core.families import Family, Sample
 from ostiary.core.messages import Drain, Drained, Fatal, LinkBoot, MachineReady, NewPeer, Ready, Snapshot
-from ostiary.core.metrics import Family, Registry, Sample
+from ostiary.core.metrics import Registry
 from ostiary.core.supervision import Supervision
 
 from .authorizations import Authorizations, Memory

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
+from ostiary.core.families import Family
 from ostiary.core.health import AskTrial, BreakerReport, KeyReport, TrialAnswer, TrialEnded
 from ostiary.core.messages import (
     AskAuthorization,
@@ -28,7 +29,6 @@ from ostiary.core.messages import (
     WorkerHello,
     WorkerMessage,
 )
-from ostiary.core.metrics import Family
 
 from .authorizations import Authorizations
 from .backoff import happens

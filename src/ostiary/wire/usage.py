@@ -7,7 +7,6 @@ Rules
 - What is not a number is as good as absent. Further numbers go into `metadata` when the provider sent them, zero or not.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +17,7 @@ from .facts import Usage
 from .lenient import JsonText, object_members, text_of
 from .usage_shapes import Plain
 
-_Object = Mapping[str, Any]  # JSON of any shape
+_Object = dict[str, Any]  # JSON of any shape
 
 _NOTHING: Final[_Object] = {}
 

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control.store.replicas import store_replica
-from ostiary.core.metrics import Family
+from ostiary.core.families import Family
 from ostiary.rpc.ostiary_pb2 import GetMetricsRequest, GetMetricsResponse, ReportStatusRequest, ReportStatusResponse
 
 from .gate import guarded
