@@ -21,6 +21,8 @@ _Object = dict[str, Any]  # JSON of any shape
 
 _NOTHING: Final[_Object] = {}
 
+_decode: Final = msgspec.json.Decoder().decode
+
 
 class _Numbers:
     """Takes numbers out of JSON and remembers which had to be clamped."""
@@ -230,7 +232,7 @@ def _plain_usage(raw: JsonText) -> Usage | None:
 
 def _object(raw: JsonText) -> dict[str, Any] | None:
     try:
-        value = msgspec.json.decode(raw)
+        value = _decode(raw)
     except (ValueError, RecursionError):
         members = object_members(raw) or {}
         value = {key: _value_or_none(member) for key, member in members.items()}
@@ -239,7 +241,7 @@ def _object(raw: JsonText) -> dict[str, Any] | None:
 
 def _value_or_none(raw: JsonText) -> Any:  # JSON of any shape
     try:
-        return msgspec.json.decode(raw)
+        return _decode(raw)
     except ValueError:
         return None
 
