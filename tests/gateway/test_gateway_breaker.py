@@ -254,7 +254,7 @@ class OneBreaker(RuleBasedStateMachine):
     def begin(self, threshold: int, limit: int, start: int) -> None:
         self.now = start
         self.threshold, self.limit = threshold, limit
-        self.breakers = Breakers(BreakerSettings(failure_threshold=threshold, max_requests=limit))
+        self.breakers = Breakers(BreakerSettings(failure_threshold=threshold))
         self.trials = Trials()
         self.open_until: int | None = None
         self.row: list[int] = []

@@ -38,8 +38,6 @@ class BreakerSettings(Struct, frozen=True):
     """Seconds within which they have to fall."""
     timeout: float = 30.0
     """Seconds for which it is open."""
-    max_requests: int = 3
-    """Trials that are let through half-open; all have to pass."""
 
 
 class Rejected(Struct, frozen=True):

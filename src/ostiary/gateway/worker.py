@@ -368,7 +368,6 @@ def _breaker_settings(settings: GatewaySettings) -> BreakerSettings:
         settings.circuit_breaker_failure_threshold,
         settings.circuit_breaker_interval,
         settings.circuit_breaker_timeout,
-        settings.circuit_breaker_max_requests,
     )
 
 
