@@ -22,7 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = """
     core/agents core/ids core/journal core/metrics
-    http1/chunks http1/fields http1/head http1/pool http1/server http1/tls http1/upstream
+    http1/chunks http1/connections http1/fields http1/head http1/pool http1/server http1/tls http1/upstream
     wire/anthropic_messages wire/budget wire/events wire/formats wire/lenient wire/observer wire/openai_chat
     wire/openai_responses wire/request wire/sse wire/usage
     gateway/providers/base gateway/providers/openai gateway/snapshot

@@ -7,7 +7,7 @@ from gateway_sockets import CHAT, FORM, FORM_TYPE, Answer, Kind
 from gateway_stage import Records, Step, World, counted, play
 
 from ostiary.core.records import InterceptionEnd
-from ostiary.http1.server import BODY_GRACE
+from ostiary.http1.connections import BODY_GRACE
 from ostiary.wire.observer import NO_MEMORY
 
 KIB = 1024

@@ -11,10 +11,11 @@ import trustme
 from http1_stage import TICK, Answer, App, Limits
 
 from ostiary.core.secret import Secret
+from ostiary.http1.connections import Connections
 from ostiary.http1.errors import UpstreamError
 from ostiary.http1.origin import Origin, parse_networks
 from ostiary.http1.pool import Pool, client_tls_context
-from ostiary.http1.server import ClientConnection, Connections
+from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import UpstreamConnection
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -12,10 +12,11 @@ from typing import Any
 import uvloop
 
 from ostiary.core.secret import Secret
+from ostiary.http1.connections import Connections
 from ostiary.http1.errors import HeadError, UpstreamError
 from ostiary.http1.head import MAX_HEAD, RequestHead, ResponseHead
 from ostiary.http1.origin import Origin
-from ostiary.http1.server import ClientConnection, Connections
+from ostiary.http1.server import ClientConnection
 from ostiary.http1.upstream import UpstreamConnection
 
 TICK = 1.0

@@ -8,7 +8,8 @@ from functools import partial
 from http1_peers import server_tls, serving, trusting_tls, until
 from http1_stage import TICK, App, Limits, Wire, perform, turns
 
-from ostiary.http1.server import ClientConnection, Connections
+from ostiary.http1.connections import Connections
+from ostiary.http1.server import ClientConnection
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 

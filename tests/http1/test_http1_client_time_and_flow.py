@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 from http1_stage import App, ClientStage, Limits, Request, Wire, ok, perform, turns
 
-from ostiary.http1.server import BODY_GRACE, BODY_RATE, ClientConnection, Connections
+from ostiary.http1.connections import BODY_GRACE, BODY_RATE, Connections
+from ostiary.http1.server import ClientConnection
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 POST = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"

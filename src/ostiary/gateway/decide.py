@@ -13,8 +13,8 @@ from ostiary.core.health import BreakerSubject
 from ostiary.core.identity import Identity
 from ostiary.core.identity import Refusal as TokenRefusal
 from ostiary.core.secret import mask
+from ostiary.http1.connections import BODY_RATE
 from ostiary.http1.fields import CREDENTIALS
-from ostiary.http1.server import BODY_RATE
 from ostiary.wire.content_coding import DecodedTooLongError, UnsupportedCodingError
 from ostiary.wire.facts import RequestFacts
 

@@ -19,8 +19,9 @@ from typing import Any, Final, cast
 import structlog
 
 from ostiary.core.settings import TLSFiles
+from ostiary.http1.connections import Connections
 from ostiary.http1.errors import EXHAUSTED
-from ostiary.http1.server import ClientConnection, Connections
+from ostiary.http1.server import ClientConnection
 
 log = structlog.get_logger()
 

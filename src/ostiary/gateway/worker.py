@@ -21,11 +21,12 @@ from ostiary.core.messages import (
 )
 from ostiary.core.messages import Snapshot as SnapshotMessage
 from ostiary.core.settings import GatewaySettings
+from ostiary.http1.connections import Connections
 from ostiary.http1.errors import HeadError
 from ostiary.http1.head import RequestHead
 from ostiary.http1.origin import Origin, parse_networks, split_base_url
 from ostiary.http1.pool import Pool
-from ostiary.http1.server import ClientConnection, Connections
+from ostiary.http1.server import ClientConnection
 from ostiary.wire.observer import AnswerMemory
 
 from .answers import ChangedAnswer

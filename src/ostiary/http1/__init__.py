@@ -4,6 +4,7 @@
 `chunks`    decoder of chunked request bodies; pure
 `fields`    the one table of what is stripped from heads, and the cutting of outgoing ones; pure
 `server`    one client connection: heads, bodies, pipelining, time-outs, back-pressure
+`connections` those of a worker: how many, and who makes room
 `upstream`  one upstream connection: sends a request, tracks the answer's framing, relays its bytes as they came
 `pool`      keep-alive connections per origin; connecting, TLS, proxies, the check of resolved addresses
 `tls`       TLS towards an upstream, between two buffers

@@ -9,24 +9,24 @@ Rules
 - Pipelined requests wait their turn in a bounded buffer, and for the client to take the answers before.
 - Time-outs are counted in sweeps of the worker's one clock tick (`tick`), not in timers of each connection: `quiet` is raised
   by every sweep and set to 0 by what counts as progress in the state.
-- A body that comes has its time by its size: so little of it a second (`BODY_RATE`) is not for its sake. What we hold back
-  ourselves is no time of the client's.
+- A body that comes has its time by its size: so little of it a second (`connections.BODY_RATE`) is not for its sake. What
+  we hold back ourselves is no time of the client's.
 - An answer to a request whose body was not read through ends the connection; what still arrives is dropped, for a while,
   so that the answer is not lost to a reset (RFC 9112 §9.6). What was written has time to get out while the client takes it.
 - Nothing is written after the end was begun: `answer` and `finish` are then without effect.
-- There are never more connections than `Connections.most`: those idle longest make room for a new one, and where none is
-  idle, the new one gets the application's answer to that. One whose TLS is not established yet counts too; where there are
-  many of these, the oldest ends: people's take a moment, and nobody has shown yet who he is.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from .chunks import ChunkedReader
 from .errors import BodyError, HeadError
-from .head import CHUNKED, LENGTH, MAX_HEAD, NO_BODY, RequestHead, parse_request_head
-from .interfaces import Application, ServerExchange, ServerLimits
+from .head import CHUNKED, LENGTH, NO_BODY, RequestHead, parse_request_head
+from .interfaces import ServerExchange
+
+if TYPE_CHECKING:
+    from .connections import Connections
 
 _READ_HEAD: Final = 0
 _HOLD: Final = 1
@@ -38,113 +38,15 @@ _LINGER: Final = 6
 _CLOSED: Final = 7
 
 _PIPELINE_MAX: Final = 128 * 1024
-_UNLIMITED: Final = 1 << 62
 _LINGER_BYTES: Final = 64 * 1024 * 1024
 _LINGER_QUIET: Final = 5.0
 _LINGER_TOTAL: Final = 30.0
 """Seconds that an ending connection is read from, between two reads and in all, once everything is written."""
 
-BODY_GRACE: Final = 60.0
-BODY_RATE: Final = 1024
-"""Bytes a second in which a body has to come on average, once it has been read for so many seconds, or for `body_timeout`
-where that is longer. Nginx, Apache and Kestrel ask for a few hundred or nothing; agents send megabytes."""
-
 _DRAIN_INLINE: Final = 64 * 1024
 """An unread body up to this size is read and dropped to keep the connection, instead of closing it."""
 
-_MADE_ROOM: Final = 16
-"""The part of the connections that is closed at once where one has to be: looking for them costs a walk over all."""
-
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Connections:
-    """The live client connections of a worker, and what they share. `head_max`: bytes of a request head.
-
-    `most`: how many there may be, from its next use on.
-    """
-
-    def __init__(self, app: Application, limits: ServerLimits, tick: float, head_max: int = MAX_HEAD) -> None:
-        self.live: set[ClientConnection] = set()
-        self.app = app
-        self.tick = tick
-        self.head_ticks = limits.head_timeout / tick
-        self.keepalive_ticks = limits.keepalive_timeout / tick
-        self.body_ticks = limits.body_timeout / tick
-        self.body_grace_ticks = max(BODY_GRACE, limits.body_timeout) / tick
-        self.body_rate = BODY_RATE * tick
-        self.head_max = head_max
-        self.most = _UNLIMITED
-        self.handshakes: dict[ClientConnection, Callable[[], object]] = {}
-        """Those whose TLS is not established yet, the oldest first, and what ends each."""
-        self._all_busy = False
-        """Looked at since the last sweep: none is idle."""
-
-    def __len__(self) -> int:
-        return len(self.live)
-
-    def sweep(self) -> None:
-        """Call every `tick` seconds: ends what has been quiet for too long."""
-        self._all_busy = False
-        for connection in tuple(self.live):
-            connection.sweep()
-
-    def add(self, connection: "ClientConnection") -> None:
-        """One more. Where that is one too many, idle ones are closed, or it is itself."""
-        self.handshakes.pop(connection, None)
-        if len(self.live) + len(self.handshakes) < self.most:
-            self.live.add(connection)
-            return
-        closed = 0 if self._all_busy else self._make_room()
-        self._all_busy = not closed
-        answer = self.app.crowded(closed)
-        self.live.add(connection)
-        if not closed:
-            connection.turn_away(answer)
-
-    def begin_handshake(self, connection: "ClientConnection", end: Callable[[], object]) -> bool:
-        """One more, which is added once its TLS is established; `end` gives it up. False: there is no room for it."""
-        if len(self.live) + len(self.handshakes) >= self.most and not self.make_room():
-            self.app.crowded(0)
-            return False
-        self.handshakes[connection] = end
-        return True
-
-    def make_room(self) -> bool:
-        """For one more handshake, by ending another or closing idle connections; False when there are neither."""
-        handshakes = self.handshakes
-        if len(handshakes) <= self.most // _MADE_ROOM:
-            closed = 0 if self._all_busy else self._make_room()
-            self._all_busy = not closed
-            if closed:
-                self.app.crowded(closed)
-                return True
-        if not handshakes:
-            return False
-        self.app.crowded(0)
-        end = handshakes.pop(next(iter(handshakes)))
-        end()
-        return True
-
-    def _make_room(self) -> int:
-        """Close idle connections, the longest idle first; gives how many."""
-        idle = [connection for connection in self.live if connection.idle]
-        idle.sort(key=_quiet, reverse=True)
-        surplus = max(0, len(self.live) + len(self.handshakes) - self.most)
-        chosen = idle[: surplus + 1 + self.most // _MADE_ROOM]
-        for connection in chosen:
-            self.live.discard(connection)  # at once: others may be accepted before they are told of their end
-            connection.reset()  # over TLS a close would wait for the client to agree, with the descriptor
-        return len(chosen)
-
-    def close_idle(self) -> None:
-        """Drain: close connections that serve no request."""
-        for connection in tuple(self.live):
-            connection.close_if_idle()
-
-
-def _quiet(connection: "ClientConnection") -> int:
-    return connection.quiet
 
 
 class ClientConnection:
@@ -175,7 +77,7 @@ class ClientConnection:
         "write",
     )
 
-    def __init__(self, shared: Connections) -> None:
+    def __init__(self, shared: "Connections") -> None:
         self._shared = shared
         self._state = _READ_HEAD
         self._buffer = b""
