@@ -1,7 +1,7 @@
 """Which client sent a request, and in which of its sessions (reference D.6 to D.8). Pure.
 
 Rules
-- Header fields come as a mapping from lower-case names to values, both as bytes, like `http1`'s heads have them.
+- Header fields come as a dictionary from lower-case names to values, both as bytes, like `http1`'s heads have them.
 - A client is told by the beginning of its `User-Agent`, some by a header; the first match in the table counts.
 - A session id is trimmed; a blank one is none. It is at most 256 characters, what is longer is cut.
 - Agent-firewall fields come both or not at all, and are checked before anything is recorded.
@@ -9,11 +9,10 @@ Rules
 
 import json
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-Fields = Mapping[bytes, bytes]
+Fields = dict[bytes, bytes]
 
 MAX_SESSION_ID: Final = 256
 MAX_SEQUENCE_NUMBER: Final = 2**31 - 1

@@ -40,6 +40,9 @@ _REQUESTS: Final = {"metered": metered.read_request} | {name: readers.request fo
 _BODIES: Final = {"metered": metered.read_body} | {name: readers.body for name, readers in _READERS.items()}
 
 
+_USUAL_TYPES: Final = frozenset((b"application/json", b"text/event-stream"))
+
+
 def read_request(format: Format, body: bytes, content: Content = "prompts") -> RequestFacts:  # noqa: A002 - its name
     """What a request body says, without content coding. Raises `facts.RequestError`."""
     return _REQUESTS[format](body, content)
@@ -61,7 +64,9 @@ def observer_for(
 
     What it has to hold counts against `memory`, until its `finish`.
     """
-    media_type = content_type.partition(b";")[0].strip().lower()
+    media_type = content_type
+    if media_type not in _USUAL_TYPES:
+        media_type = content_type.partition(b";")[0].strip().lower()
     is_stream = media_type == b"text/event-stream"
     if not is_stream and media_type != b"application/json" and not media_type.endswith(b"+json"):
         return None

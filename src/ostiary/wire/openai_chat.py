@@ -221,18 +221,30 @@ class _Seen:
         return True
 
     def facts(self, *, complete: bool) -> ResponseFacts:
-        choices = [self._choices[index] for index in sorted(self._choices)]
+        calls: list[ToolCall] = []
+        thoughts: list[Thought] = []
+        written: list[str] = []
+        finish_reason = ""
+        for index in sorted(self._choices):
+            choice = self._choices[index]
+            if choice.calls:
+                calls += choice.tool_calls()
+            if choice.reasoning:
+                thoughts.append(Thought("".join(choice.reasoning)))
+            if choice.text:
+                written.append("".join(choice.text))
+            finish_reason = finish_reason or choice.finish_reason
         usage: Usage | None = chat_usage(self.usage, self._service_tier) if self.usage else None
         problem = self.problem or (PROBLEM if self._budget.exceeded else "")
         return ResponseFacts(
             response_id=self._id,
             model=self._model,
             usage=usage,
-            tool_calls=tuple(call for choice in choices for call in choice.tool_calls()),
-            thoughts=tuple(Thought("".join(choice.reasoning)) for choice in choices if choice.reasoning),
-            finish_reason=next((choice.finish_reason for choice in choices if choice.finish_reason), ""),
+            tool_calls=tuple(calls),
+            thoughts=tuple(thoughts),
+            finish_reason=finish_reason,
             error=self._error,
-            output_text="\n".join("".join(choice.text) for choice in choices if choice.text),
+            output_text="\n".join(written),
             unparsed=bool(problem),
             problem=problem,
             complete=complete,
