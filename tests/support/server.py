@@ -83,8 +83,7 @@ def eventually(
 
 
 def kept(promise: float, measure: Callable[[int], float]) -> int:
-    """What is promised within so many seconds is measured a few times, and until it was kept once:
-    other tests want the processor too.
+    """A promise of so many seconds is measured a few times, and until it was kept once: other tests want the processor too.
 
     `measure` gets the number of the time and gives seconds; this gives how often it was measured.
     """
