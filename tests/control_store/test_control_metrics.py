@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import gc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import msgspec
+import pytest
 import uvloop
 
 from ostiary.control import metrics as control_metrics
@@ -166,6 +168,24 @@ def test_a_database_whose_connections_are_all_in_use_here_is_not_away(
         await engine.dispose()
 
     uvloop.run(main())
+
+
+def test_a_page_that_is_given_up_before_the_database_is_asked_leaves_nothing_behind(
+    database_url: Secret, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def main() -> None:
+        engine = await connect(database_url, pool_size=1)
+        board = MetricsBoard(ControlMetrics(), database_url, engine, None, 0.0)
+        page = asyncio.create_task(board.families(listening=True))
+        await asyncio.sleep(0)  # it has begun, its questions have not
+        page.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await page
+        await engine.dispose()
+
+    uvloop.run(main())
+    gc.collect()
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_only_the_link_of_its_own_machine_may_ask(database_url: Secret, tmp_path: Path) -> None:

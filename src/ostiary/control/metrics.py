@@ -138,7 +138,7 @@ class MetricsBoard:
         """Whether the database answers, and its sizes: None while it does not give them."""
         async with self._asking:
             if time.monotonic() - self._asked_at >= FRESH_SECONDS:
-                answers, self._measures = await asyncio.gather(_within(self._answers()), _within(self._ask()))
+                answers, self._measures = await asyncio.gather(_within(self._answers), _within(self._ask))
                 # no connection may be left for the question, and all work with those that there are
                 self._up = bool(answers) or self._measures is not None
                 self._asked_at = time.monotonic()
@@ -169,11 +169,11 @@ class MetricsBoard:
         return Family("ostiary_control_database_connections", text_, "gauge", ("pool", "state"), samples)
 
 
-async def _within(question: Coroutine[Any, Any, T]) -> T | None:
-    """None: no answer of the database's in time."""
+async def _within(question: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+    """None: no answer of the database's in time. Who is given up before he has begun has asked nothing."""
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return await question
+            return await question()
     except (*DATABASE_ERRORS, DatabaseUnavailableError, DatabaseUnusableError):
         return None
 
