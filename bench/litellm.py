@@ -1,11 +1,11 @@
 """LiteLLM's proxy beside Ostiary, when it is asked for: what users would pick instead, in Python.
 
-It is installed into a virtual environment of its own, outside the tree, and kept there for the next run.
+It is installed into a virtual environment of its own, made by the Python that runs Ostiary (`bench.interpreter`), outside the
+tree, and kept there for the next run.
 """
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,25 +39,13 @@ def litellm(folder: Path, upstream: Upstream, cores: machine.Cores) -> Iterator[
         "  telemetry: false\n"
     )
     log = folder / "litellm.log"
-    command = [
-        str(interpreter.python()),
-        str(program),
-        "--config",
-        str(config),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--num_workers",
-        "1",
-    ]
+    command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     env = os.environ | {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
-    env["PYTHONPATH"] = str(next(_folder().glob("lib/python*/site-packages")))
     with children.running(command, pinned=cores.under_test, log=log, env=env) as process:
         try:
             children.wait_until(lambda: children.listens(port), process, log, _START_SECONDS)
         except children.StartError as exc:
-            raise UnavailableError(str(exc)) from exc
+            raise UnavailableError(str(exc).strip().splitlines()[-1].strip()) from exc
         machine.pin(process.pid, cores.under_test)
         route = Route("", {"Authorization": f"Bearer {_MASTER_KEY}"})
         workers = (process.pid, *machine.children(process.pid))
@@ -75,7 +63,7 @@ def version() -> str:
 
 
 def _folder() -> Path:
-    return cache_folder() / "litellm"
+    return cache_folder() / f"litellm-{interpreter.version().split()[0]}"
 
 
 def _installed() -> Path:
@@ -85,7 +73,7 @@ def _installed() -> Path:
         return program
     folder.parent.mkdir(parents=True, exist_ok=True)
     steps = [
-        [sys.executable, "-m", "venv", str(folder)],
+        [str(interpreter.python()), "-m", "venv", str(folder)],
         [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "litellm[proxy]"],
     ]
     for step in steps:
