@@ -140,6 +140,29 @@ def test_a_connection_made_while_the_worker_is_dead_is_served_by_its_successor(o
                 assert json.loads(lines.readline())["pid"] != first
 
 
+def test_a_worker_that_hangs_is_replaced_and_tells_where_it_hung(open_directory: Path) -> None:
+    data_dir = open_directory / "data"
+    with supervised(_without_database(data_dir, workers=1, hang_timeout=3.0)) as server:
+        server.wait_ready()
+        port, first = server.listening_port("worker-0"), server.pids()["worker-0"]
+        (data_dir / "worker-hangs").touch()
+        with socket.create_connection(("127.0.0.1", port)):
+            eventually(lambda: server.pids().get("worker-0", first) != first, "another worker")
+        assert ask(port)["pid"] != first
+        assert "signal SIGABRT" in server.err
+        assert "small_children.py" in server.err.partition("Fatal Python error: Aborted")[2]
+
+
+def test_a_stopped_child_is_replaced_and_one_that_answers_stays(open_directory: Path) -> None:
+    with supervised(_without_database(open_directory / "data", workers=1, hang_timeout=3.0)) as server:
+        server.wait_ready()
+        before = server.pids()
+        os.kill(before["link"], signal.SIGSTOP)
+        eventually(lambda: server.pids().get("link", before["link"]) != before["link"], "another link")
+        assert "signal SIGKILL" in server.err
+        assert server.pids()["worker-0"] == before["worker-0"]
+
+
 def test_a_killed_postgres_is_started_again(data_dir: Path) -> None:
     with supervised(server_plan(data_dir, workers=1)) as server:
         server.wait_ready()

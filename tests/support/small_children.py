@@ -31,10 +31,13 @@ _peers: list[socket.socket] = []
 """Kept open."""
 
 
-async def _answer_with(facts: dict[str, object], listener: int) -> asyncio.Server:
-    """Answer every connection with one line of JSON."""
+async def _answer_with(facts: dict[str, object], listener: int, hangs: Path | None = None) -> asyncio.Server:
+    """Answer every connection with one line of JSON; once the file `hangs` is there, take it away and hang instead."""
 
     async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if hangs is not None and hangs.exists():
+            hangs.unlink()
+            signal.pause()
         writer.write(json.dumps(facts).encode() + b"\n")
         await writer.drain()
         writer.close()
@@ -50,7 +53,7 @@ async def worker(boot: WorkerBoot, listener: int, supervision: Supervision) -> i
         supervision.report(Fatal("the certificate cannot be read", 4))
         return 4
     facts: dict[str, object] = {"pid": os.getpid(), "worker": boot.worker, "environment": dict(os.environ)}
-    server = await _answer_with(facts, listener)
+    server = await _answer_with(facts, listener, knobs / "worker-hangs")
     supervision.report(Ready())
     drains = 0
     while True:

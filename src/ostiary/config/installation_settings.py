@@ -165,6 +165,15 @@ class InstallationSettings(BaseModel):
             "How long a stop waits for streams in flight before it cuts them.",
         ),
     ] = 300.0
+    hang_timeout: Annotated[
+        float,
+        Setting(
+            _PROCESS,
+            values.duration("0s", "1d"),
+            "How long a process may give no sign of life before it is killed and started again. `0s`: for ever, e.g. "
+            "to stop one in a debugger.",
+        ),
+    ] = 60.0
     demo: Annotated[
         bool,
         Setting(

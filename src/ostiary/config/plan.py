@@ -32,6 +32,7 @@ def server_plan(loaded: Loaded) -> ServerPlan:
         link=link_settings(settings),
         control=control_settings(loaded),
         fake=FakePlan(settings.fake_listen, FakeSettings(log)) if settings.demo else None,
+        hang_timeout=settings.hang_timeout,
         log=log,
     )
 
@@ -55,6 +56,7 @@ def gateway_plan(loaded: Loaded) -> ServerPlan:
             control_ca_file=str(settings.control_ca_file or ""),
             control_tls=_tls_files(settings.control_cert_file, settings.control_key_file),
         ),
+        hang_timeout=settings.hang_timeout,
         log=log_settings(settings),
     )
 

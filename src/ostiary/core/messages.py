@@ -153,7 +153,11 @@ class Drain(Struct, frozen=True, tag=True):
     """Stop taking work, finish what runs, end with exit status 0. A second one: cut now."""
 
 
-Order = WorkerBoot | LinkBoot | ControlBoot | FakeBoot | NewPeer | Drain
+class Ping(Struct, frozen=True, tag=True):
+    """Answer `Pong` from the event loop: to show that it turns."""
+
+
+Order = WorkerBoot | LinkBoot | ControlBoot | FakeBoot | NewPeer | Drain | Ping
 
 # --- child → supervisor
 
@@ -188,7 +192,11 @@ class Drained(Struct, frozen=True, tag=True):
     records_left: int = 0
 
 
-Report = Ready | MachineReady | Fatal | Note | Drained
+class Pong(Struct, frozen=True, tag=True):
+    """The answer to `Ping`."""
+
+
+Report = Ready | MachineReady | Fatal | Note | Drained | Pong
 
 # --- frames
 

@@ -7,6 +7,8 @@ Rules
 - The supervisor alone decides about the end: signals to the whole group or from a service manager are its business.
   When it has gone the process ends at once, by the end of the control socket and by the kernel besides.
 - Nothing that a part leaves behind (threads, tasks) can hold up the end.
+- `Ping` is answered here, whatever the part does meanwhile, as long as its event loop turns. Where each thread stands is
+  written to the standard error output when it is killed by `SIGABRT`.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ from typing import NoReturn
 
 import uvloop
 
-from ostiary.core.messages import ControlBoot, FakeBoot, LinkBoot, Order, Ready, Report, WorkerBoot
+from ostiary.core.messages import ControlBoot, FakeBoot, LinkBoot, Order, Ping, Pong, Ready, Report, WorkerBoot
 from ostiary.core.supervision import Delivered, Supervision
 
 from .channel import Channel
@@ -61,7 +63,10 @@ class ControlSocket:
         self._channel.flush(_FLUSH_SECONDS)
 
     def _on_order(self, order: Order, fd: int | None) -> None:
-        self._orders.put_nowait(Delivered(order, fd))
+        if isinstance(order, Ping):
+            self._channel.send(Pong())
+        else:
+            self._orders.put_nowait(Delivered(order, fd))
 
     def _on_closed(self, reason: str) -> None:
         if reason:

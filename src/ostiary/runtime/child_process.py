@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from ostiary.core.messages import ControlBoot, FakeBoot, LinkBoot, Order, Ready, Report, WorkerBoot
+from ostiary.core.messages import ControlBoot, FakeBoot, LinkBoot, Order, Ping, Pong, Ready, Report, WorkerBoot
 
 from .backoff import Backoff
 from .channel import Channel
@@ -60,6 +60,7 @@ class ChildProcess:
         self._channel: Channel[Report] | None = None
         self._exit_cause: str | None = None
         self._started_at = 0.0
+        self._unanswered = 0
 
     @property
     def running(self) -> bool:
@@ -86,6 +87,7 @@ class ChildProcess:
                 raise
         self._exit_cause = None
         self._started_at = time.monotonic()
+        self._unanswered = 0
         self.ended.clear()
         self._channel = Channel(ours, Report, self._on_message, self._on_closed)
         if self._boot is not None:
@@ -104,9 +106,19 @@ class ChildProcess:
         elif fd is not None:
             os.close(fd)
 
-    def kill(self) -> None:
+    def ping(self) -> int:
+        """Ask one that serves whether its event loop turns: how many times in a row it has been asked without an answer."""
+        if not self.ready:
+            return 0
+        unanswered = self._unanswered
+        if not unanswered:
+            self.send(Ping())
+        self._unanswered += 1
+        return unanswered
+
+    def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.send_signal(signum)
 
     def reap(self) -> None:
         """Look whether the process has ended; on SIGCHLD."""
@@ -115,6 +127,9 @@ class ChildProcess:
             self._tell_exit()
 
     def _on_message(self, report: Report, _fd: int | None) -> None:
+        if isinstance(report, Pong):
+            self._unanswered = 0
+            return
         if isinstance(report, Ready):
             self.ready = True
             self.refused = False

@@ -79,6 +79,8 @@ class ServerPlan(Struct, frozen=True, kw_only=True):
     metrics_listen: Address | None = None
     control: ControlSettings | None = None
     fake: FakePlan | None = None
+    hang_timeout: float = 60.0
+    """Seconds; 0: children are not asked whether they hang."""
     log: LogSettings = LogSettings()
     """The supervisor's own; the children have theirs in their settings."""
 

@@ -10,6 +10,9 @@ Rules
   But what keeps the successor of a control plane or link that has served from starting (no database, a certificate that
   is being replaced) ends nothing: the workers serve on, and it is tried again. A worker that cannot start ends the
   command: its share of the connections would wait for ever.
+- A child that serves is asked over and over whether its event loop turns. Each question that finds it still silent counts,
+  so that a machine that slept, or a supervisor that was held up itself, kills nobody. Who is silent for `hang_timeout` is
+  killed: first so that it writes down where its threads stand, then for good.
 - End: workers, link (ships what the workers left), control plane, fake provider, PostgreSQL. A second signal cuts,
   a third kills. What is left unshipped is said, and makes the exit status non-zero.
 - It must survive: it holds no request, parses no input, and everything that can wait is bounded.
@@ -63,6 +66,8 @@ _CUT_SECONDS = 5.0
 _DRAIN_MARGIN = 10.0
 """On top of what a child is allowed by its own settings."""
 _CONTROL_DRAIN, _FAKE_DRAIN = 15.0, 5.0
+_PINGS = 6
+"""So many questions without an answer make `hang_timeout`."""
 _log = get_logger()
 
 
@@ -152,7 +157,9 @@ class Supervisor:
         database = asyncio.create_task(self._run_database())
         for child in self._children:
             self._spawn(child)
+        watch = asyncio.create_task(self._watch())
         await self._ending.wait()
+        watch.cancel()
         await self._end_everything()
         await database
         return self._status
@@ -196,6 +203,19 @@ class Supervisor:
         assert self._plan.control is not None
         if not self._control.booted:
             self._control.set_boot(ControlBoot(msgspec.structs.replace(self._plan.control, database_url=url)))
+
+    async def _watch(self) -> None:
+        """Kill who hangs."""
+        timeout = self._plan.hang_timeout
+        while timeout:
+            await asyncio.sleep(timeout / _PINGS)
+            for child in self._children:
+                silent = child.ping()
+                if silent == _PINGS:
+                    _log.error("killing child that hangs", child=child.name, seconds=timeout)
+                    child.kill(signal.SIGABRT)
+                elif silent > _PINGS:  # it is stopped, or in the kernel
+                    child.kill()
 
     def _reap(self) -> None:
         for child in self._children:
