@@ -44,6 +44,7 @@ _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 _USUAL_STATUS_LINES: Final = frozenset((b"HTTP/1.1 200 OK", b"HTTP/1.1 200 "))
 
 _DIGITS_MAX: Final = 15
+_NOT_DIGITS: Final = f"Content-Length must be digits only, at most {_DIGITS_MAX}"
 _SPACE: Final = 0x20
 
 _KEPT_NAMES: Final = frozenset(
@@ -257,15 +258,14 @@ def _read_fields(head: Head, single: frozenset[bytes]) -> None:
 
 def _number(text: bytes) -> int:
     """What `Content-Length` says; cheaper than to ask `isdigit` and `int`."""
-    number = 0 if 0 < len(text) <= _DIGITS_MAX else -1
+    if not 0 < len(text) <= _DIGITS_MAX:
+        raise HeadError(400, _NOT_DIGITS)
+    number = 0
     for at in range(len(text)):
         digit = text[at]
-        if number < 0 or not 0x30 <= digit <= 0x39:
-            number = -1
-            break
+        if not 0x30 <= digit <= 0x39:
+            raise HeadError(400, _NOT_DIGITS)
         number = 10 * number + digit - 0x30
-    if number < 0:
-        raise HeadError(400, "Content-Length must be digits only")
     return number
 
 
