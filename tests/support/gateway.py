@@ -108,7 +108,8 @@ class Ingress:
 
 
 def recorded(server: Server, ids: list[str], *, within: float = 30.0) -> None:
-    """Waits until the server has each of them, ended."""
+    """Waits until the server has each of them, ended. Where they are many it looks less often, for a look is long and keeps
+    the server from its work, and waits a second more for every thousand."""
     wanted = set(ids)
     missing = wanted
 
@@ -117,7 +118,12 @@ def recorded(server: Server, ids: list[str], *, within: float = 30.0) -> None:
         missing = wanted - {row["id"] for row in server.interceptions() if row["ended_at"]}
         return not missing
 
-    eventually(all_there, within=within, every=0.2, what=lambda: f"{len(missing)} of {len(wanted)} records are lost")
+    eventually(
+        all_there,
+        within=within + len(wanted) / 1000,
+        every=0.2 + len(wanted) / 20_000,
+        what=lambda: f"{len(missing)} of {len(wanted)} records are lost",
+    )
 
 
 StartGateway = Callable[..., Gateway]
