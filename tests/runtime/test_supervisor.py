@@ -60,6 +60,29 @@ def test_the_end_comes_in_the_order_in_which_nothing_is_lost(data_dir: Path) -> 
         assert not (data_dir / "pg/data/postmaster.pid").exists(), "a clean shutdown"
 
 
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_service_manager_is_told_when_it_serves_and_when_it_ends(open_directory: Path, abstract: bool) -> None:
+    path = str(open_directory / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(30)
+        manager.bind("\0" + path if abstract else path)
+        environment = os.environ | {"NOTIFY_SOCKET": "@" + path if abstract else path}
+        with supervised(_without_database(open_directory / "data", workers=1), env=environment) as server:
+            assert manager.recv(1000).startswith(b"READY=1\nSTATUS=serving on 127.0.0.1:")
+            assert "NOTIFY_SOCKET" not in ask(server.listening_port("worker-0"))["environment"]
+            server.signal(signal.SIGTERM)
+            assert manager.recv(1000) == b"STOPPING=1\nSTATUS=draining"
+            assert server.wait_end() == 0
+
+
+def test_a_service_manager_that_has_gone_keeps_nobody_from_serving(open_directory: Path) -> None:
+    environment = os.environ | {"NOTIFY_SOCKET": str(open_directory / "nobody-there")}
+    with supervised(_without_database(open_directory / "data", workers=1), env=environment) as server:
+        server.wait_ready()
+        server.signal(signal.SIGTERM)
+        assert server.wait_end() == 0
+
+
 def test_a_signal_during_the_start_ends_it_well(open_directory: Path) -> None:
     with supervised(server_plan(open_directory / "data", workers=2)) as server:
         family = eventually(lambda: server.process.poll() is None and server.family(), "the first children")

@@ -57,6 +57,7 @@ from .listeners import Sockets, bound_address
 from .logs import configure_logging, get_logger
 from .plan import ENTRIES, ServerPlan, completed
 from .postgres import EmbeddedPostgres
+from .service_manager import ServiceManager
 from .terminal import Terminal, banner
 
 _SUCCESSION_PATIENCE = 3.0
@@ -120,6 +121,7 @@ class Supervisor:
         self._data_dir = data_dir
         self._sockets = sockets
         self._terminal = terminal
+        self._service_manager = ServiceManager()
         self._started_at = time.monotonic()
         self._workers = [
             self._child(f"worker-{index}", entries["worker"], sock, WorkerBoot(index, plan.gateway, plan.workers))
@@ -160,6 +162,7 @@ class Supervisor:
         watch = asyncio.create_task(self._watch())
         await self._ending.wait()
         watch.cancel()
+        self._service_manager.stopping("draining")
         await self._end_everything()
         await database
         return self._status
@@ -245,6 +248,7 @@ class Supervisor:
         if self._machine_ready and not self._announced and all(child.ready for child in self._children):
             self._announced = True
             _log.info("serving", seconds=round(time.monotonic() - self._started_at, 2), workers=len(self._workers))
+            self._service_manager.ready(f"serving on {self._plan.listen}")
             self._terminal.banner(banner(self._plan, self._data_dir))
 
     def _on_exit(self, child: ChildProcess, cause: str, lived: float) -> None:
