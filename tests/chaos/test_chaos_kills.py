@@ -1,10 +1,12 @@
-"""`kill -9` of whatever there is, in any order and at any moment, under load: nothing is lost and nothing doubled."""
+"""`kill -9` of whatever there is, in any order and at any moment, under load, by us or by the supervisor, which kills what
+hangs: nothing is lost and nothing doubled."""
 
+import psutil
 import pytest
 
 from tests.chaos.harness import LONG, Chance, Site, StartSite
 from tests.support.chaos import Say
-from tests.support.server import Machine
+from tests.support.server import Machine, eventually
 
 CHILDREN = ("worker", "link", "control", "postgres")
 KILLS = 60 if LONG else 7
@@ -61,4 +63,19 @@ def test_links_that_die_in_the_middle_of_a_batch_hold_up_no_batch_that_follows(
         site.await_link()
         load.finish()
     result = site.reconcile(load, within=15)
+    assert set(result.outcomes) <= {"completed", "interrupted"}
+
+
+def test_processes_that_hang_are_killed_and_replaced_under_load(start_site: StartSite, chance: Chance) -> None:
+    site = start_site(OSTIARY_HANG_TIMEOUT="3s")
+    with site.load(concurrency=CONCURRENCY) as load:
+        for kind in ("worker", "link", "control") * (5 if LONG else 1):
+            load.progress(CONCURRENCY)
+            with site.frozen(site.server, kind, chance) as (pid,):
+                eventually(lambda pid=pid: not psutil.pid_exists(pid), within=60, what=f"the {kind} is killed")
+        site.await_link()
+        load.progress(CONCURRENCY)
+        load.finish()
+    result = site.reconcile(load)
+    assert "killing child that hangs" in site.server.log.read_text(errors="replace")
     assert set(result.outcomes) <= {"completed", "interrupted"}
