@@ -170,6 +170,34 @@ def test_usage_in_the_middle_of_a_long_stream_is_found() -> None:
     assert facts.usage.output_tokens == 15
 
 
+@pytest.mark.parametrize("beside", [{}, {"usage": None}], ids=["alone", "beside-null"])
+@pytest.mark.parametrize("text", [LONG, []], ids=["long", "short"])
+def test_groq_tells_usage_in_an_object_of_its_own(text: list[Json], beside: Json) -> None:
+    first = says({"role": "assistant"}) | {"x_groq": {"id": "req_1"}}
+    last = says({}, finish="stop") | {"x_groq": {"id": "req_1", "usage": USAGE}}
+    last = {name: value for name, value in last.items() if name != "usage"} | beside
+    facts = observe("chat_completions", sse([first, *text, last, DONE]))
+    assert facts.usage is not None
+    assert (facts.usage.input_tokens, facts.usage.output_tokens, facts.usage.cache_read_input_tokens) == (36, 15, 64)
+    assert facts.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("text", [LONG, []], ids=["long", "short"])
+def test_moonshot_tells_usage_in_the_choice_that_ends(text: list[Json]) -> None:
+    ending = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}
+    without = {name: value for name, value in chunk(ending).items() if name != "usage"}
+    facts = observe("chat_completions", sse([*text, without, DONE]))
+    assert facts.usage is not None
+    assert (facts.usage.input_tokens, facts.usage.output_tokens, facts.usage.cache_read_input_tokens) == (36, 15, 64)
+
+
+def test_usage_of_the_whole_answer_counts_where_a_choice_has_none() -> None:
+    ending = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": None}
+    facts = observe("chat_completions", sse([*LONG, chunk(ending, usage=USAGE), DONE]))
+    assert facts.usage is not None
+    assert facts.usage.output_tokens == 15
+
+
 def test_no_usage_is_no_usage() -> None:
     assert observe("chat_completions", sse([*LONG, says({}, finish="stop"), DONE])).usage is None
 

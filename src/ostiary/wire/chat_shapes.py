@@ -52,6 +52,12 @@ class Choice(Struct, gc=False):
     delta: Message | None = None
     message: Message | None = None
     finish_reason: str | None = None
+    usage: Raw = NO_RAW
+    """Where Moonshot puts it in a stream."""
+
+
+class Groq(Struct, gc=False):
+    usage: Raw = NO_RAW
 
 
 class Error(Struct, gc=False):
@@ -68,4 +74,6 @@ class Chunk(Struct, gc=False):
     service_tier: str | None = None
     choices: list[Choice] | None = None
     usage: Raw = NO_RAW
+    x_groq: Groq | None = None
+    """Where Groq puts the usage of a stream whose client did not ask for it."""
     error: Error | str | None = None

@@ -3,7 +3,8 @@ https://platform.openai.com/docs/api-reference/chat and .../chat-streaming.
 
 Rules
 - A stream is chunks of `choices[].delta`, at the end a chunk with `usage` and no choices if asked for, and `[DONE]`. Some
-  servers put usage on every chunk (the last one counts), add `reasoning_content`, or end with an `error` object.
+  servers put usage on every chunk (the last one counts), into the choice that ends, or into an object of their own, add
+  `reasoning_content`, or end with an `error` object.
 - Text deltas carry no fact. Chunks with tool calls or reasoning are found by their member names and read as one run from the
   first to the last; finish reason, usage and error stand in the last chunks.
 - A tool call is told by its index. Servers that send none, or always 0, are told by a new id that comes with a name.
@@ -165,6 +166,8 @@ class _Seen:
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
         usage = chunk.usage
+        if chunk.x_groq is not None and (not usage or usage == _NULL):
+            usage = chunk.x_groq.usage
         if usage and usage != _NULL:
             # A copy of its own: a view would keep the whole block alive.
             self.usage = usage.copy()
@@ -178,6 +181,8 @@ class _Seen:
                 seen = self._choices[choice.index or 0] = _OpenChoice()
             if choice.finish_reason:
                 seen.finish_reason = choice.finish_reason
+                if choice.usage and choice.usage != _NULL:
+                    self.usage = choice.usage.copy()
             message = choice.delta or choice.message
             if message is not None and self._content != "none":
                 self._message(seen, message)
