@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ostiary.wire.anthropic_messages import read_body, read_request
-from ostiary.wire.facts import ProviderError, Thought, ToolCall
+from ostiary.wire.facts import Content, ProviderError, Thought, ToolCall
 from tests.support.wire_streams import DISTURBANCES, WORDS, Json, observe, pieces_of, sse, torn_everywhere
 
 START_USAGE = {"input_tokens": 11, "cache_read_input_tokens": 7, "cache_creation_input_tokens": 3, "output_tokens": 1}
@@ -243,6 +243,63 @@ def test_usage_is_cumulative_and_the_last_number_wins() -> None:
         "service_tier": "standard",
     }
     assert json.loads(usage.raw) == [first, final]
+
+
+ITERATIONS = [
+    {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3500, "cache_read_input_tokens": 7},
+    {"type": "message", "model": "claude-x", "input_tokens": 11, "output_tokens": 20},
+    {"type": "advisor_message", "model": "claude-y", "input_tokens": 500, "output_tokens": 60},
+    {"type": "compaction", "input_tokens": 20_000, "output_tokens": 500, "cache_creation_input_tokens": None},
+    {"type": "something_new", "input_tokens": 4},
+    "odd",
+]
+LEFT_OUT = {
+    "compaction_input": 200_000,
+    "compaction_output": 4000,
+    "compaction_cache_read_input": 7,
+    "advisor_input": 500,
+    "advisor_output": 60,
+}
+"""What the totals beside them do not include."""
+
+
+def test_what_a_stream_cost_besides_its_answer_is_told_by_kind() -> None:
+    final = {"output_tokens": 20, "iterations": ITERATIONS}
+    facts = observe("messages", sse([start(), *text(0, *["some words"] * 60), end("end_turn", final), STOP]))
+    assert facts.usage is not None
+    assert (facts.usage.input_tokens, facts.usage.output_tokens) == (11, 20)
+    assert facts.usage.metadata == LEFT_OUT
+    assert facts.model == "claude-x"
+
+
+def test_what_a_blocking_answer_cost_besides_itself_is_told_by_kind() -> None:
+    usage = {"input_tokens": 11, "output_tokens": 20, "speed": "fast", "iterations": ITERATIONS}
+    answer = {"id": "msg_1", "type": "message", "model": "claude-x", "content": [], "usage": usage}
+    facts = read_body(json.dumps(answer).encode())
+    assert facts.usage is not None
+    assert (facts.usage.input_tokens, facts.usage.output_tokens) == (11, 20)
+    assert facts.usage.metadata == LEFT_OUT | {"speed": "fast"}
+    assert json.loads(facts.usage.raw) == usage
+
+
+@pytest.mark.parametrize("content", ["none", "prompts", "full"])
+def test_a_model_that_took_over_in_the_middle_of_a_stream_is_the_one_that_answered(content: Content) -> None:
+    served = {"type": "fallback_message", "model": "claude-y", "input_tokens": 11, "output_tokens": 20}
+    declined = {"type": "message", "model": "claude-x", "input_tokens": 11, "output_tokens": 2}
+    final = {"output_tokens": 20, "iterations": [declined, served]}
+    boundary = [opened(1, {"type": "fallback", "from": {"model": "claude-x"}, "to": {"model": "claude-y"}}), closed(1)]
+    said = [*text(0, *["some words"] * 60), *boundary, *text(2, *["some words"] * 60)]
+    facts = observe("messages", sse([start(), *said, end("end_turn", final), STOP]), content=content)
+    assert facts.model == "claude-y"
+    assert facts.usage is not None
+    assert facts.usage.metadata == {}
+
+
+@pytest.mark.parametrize("odd", [None, {}, "many", [None, 3, {"type": 4, "model": 5}, {"type": "fallback_message"}]])
+def test_iterations_of_an_unknown_shape_break_nothing(odd: Any) -> None:
+    facts = observe("messages", sse([start(), end("end_turn", {"output_tokens": 20, "iterations": odd}), STOP]))
+    assert facts.usage is not None
+    assert (facts.usage.output_tokens, facts.usage.metadata, facts.model) == (20, {}, "claude-x")
 
 
 def test_numbers_that_make_no_sense_are_clamped_and_named() -> None:

@@ -3,7 +3,8 @@
 Rules
 - A stream is `message_start`, per content block `content_block_start`, `…_delta`s and `content_block_stop`, then
   `message_delta`, `message_stop`; `ping` anywhere, `error` at any point instead of the rest. Unknown events mean nothing.
-- Usage is cumulative and partial in each report (`usage.MessagesUsage`).
+- Usage is cumulative and partial in each report (`usage.MessagesUsage`). The last one also tells of a model that took over
+  in the middle of a stream: the model at its beginning is then not the one that answered.
 - Text blocks carry no fact: they are found by their `content_block_start` and passed over. Blocks are told apart by index,
   so blocks that overlap are read right.
 - Tool calls are `tool_use`, `server_tool_use` and `mcp_tool_use` blocks. Redacted and empty thinking is no thought.
@@ -231,10 +232,11 @@ class _Seen:
         calls = [b.tool_call(may_be_cut=cut and b is blocks[-1]) for b in blocks if b.kind in _TOOLS]
         thoughts = [Thought("".join(b.parts)) for b in blocks if b.kind == "thinking" and b.parts]
         problem = self.problem or (PROBLEM if self._budget.exceeded else "")
+        usage = self._usage.usage()
         return ResponseFacts(
             response_id=self._id,
-            model=self._model,
-            usage=self._usage.usage(),
+            model=self._usage.served_by or self._model,
+            usage=usage,
             tool_calls=tuple(calls),
             thoughts=tuple(thoughts),
             finish_reason=self._stop_reason,

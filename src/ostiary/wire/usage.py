@@ -1,7 +1,9 @@
 """Token numbers as each API reports them (reference D.5), brought to one shape.
 
 Rules
-- The last number a provider sent wins, field by field; numbers are never added up.
+- The last number a provider sent wins, field by field; reports are never added up.
+- What one call of a client costs besides its answer (Anthropic's `usage.iterations`: compaction of the conversation, an
+  advisor of another model) is in no total of the provider's. It goes into `metadata`, a sum for each kind.
 - `input_tokens` excludes what a cache read or took: OpenAI's total includes both, Anthropic's does not.
 - A number that is negative, absurd, or would become negative is clamped and named in `metadata["clamped"]`.
 - What is not a number is as good as absent. Further numbers go into `metadata` when the provider sent them, zero or not.
@@ -52,6 +54,11 @@ class _Numbers:
     def note(self, source: _Object, key: str, name: str) -> None:
         if (value := self.of(source, key, name)) is not None:
             self.metadata[name] = value
+
+    def note_sum(self, source: _Object, key: str, name: str) -> None:
+        value, before = self.of(source, key, name), self.metadata.get(name, 0)
+        if value is not None and isinstance(before, int):
+            self.metadata[name] = self.within_range(before + value, name)
 
     def usage(self, total_input: int, output: int, cache_read: int, cache_write: int, raw: str) -> Usage:
         """`total_input` includes the cached tokens."""
@@ -133,13 +140,26 @@ def metered_usage(raw: JsonText) -> Usage | None:
 
 _plain: Final = msgspec.json.Decoder(Plain)
 
+_LEFT_OUT: Final = {"compaction": "compaction", "advisor_message": "advisor"}
+"""Kinds of iterations that are in no total."""
+_ITERATION_NUMBERS: Final = (
+    ("input_tokens", "input"),
+    ("output_tokens", "output"),
+    ("cache_read_input_tokens", "cache_read_input"),
+    ("cache_creation_input_tokens", "cache_write_input"),
+)
+
 
 class MessagesUsage:
-    """Anthropic's numbers: cumulative over a stream, each report naming only some of the fields."""
+    """Anthropic's numbers: cumulative over a stream, each report naming only some of the fields.
 
-    __slots__ = ("_first", "_last", "_merged", "_only")
+    `served_by`, known with the numbers: the model that took over from the one at the stream's beginning; empty for most.
+    """
+
+    __slots__ = ("_first", "_last", "_merged", "_only", "served_by")
 
     def __init__(self) -> None:
+        self.served_by = ""
         self._only: JsonText = b""
         self._merged: dict[str, Any] = {}
         self._first = ""
@@ -195,11 +215,25 @@ class MessagesUsage:
         numbers.note(server_tools, "web_search_requests", "web_search_requests")
         numbers.note(server_tools, "web_fetch_requests", "web_fetch_requests")
         numbers.note(_nested(source, "output_tokens_details"), "thinking_tokens", "output_reasoning")
-        tier = source.get("service_tier")
-        if isinstance(tier, str) and tier:
-            numbers.metadata["service_tier"] = tier
+        for name in ("service_tier", "speed"):
+            told = source.get(name)
+            if isinstance(told, str) and told:
+                numbers.metadata[name] = told
+        if isinstance(iterations := source.get("iterations"), list):
+            self._take_iterations(iterations, numbers)
         raw = f"[{self._first},{self._last}]" if self._last else self._first
         return numbers.usage(fresh + cache_read + cache_write, output, cache_read, cache_write, raw)
+
+    def _take_iterations(self, iterations: list[Any], numbers: _Numbers) -> None:  # Any: JSON of any shape
+        for iteration in iterations:
+            if not isinstance(iteration, dict):
+                continue
+            kind, model = str(iteration.get("type")), iteration.get("model")
+            if kind == "fallback_message" and isinstance(model, str):
+                self.served_by = model
+            elif (left_out := _LEFT_OUT.get(kind)) is not None:
+                for key, name in _ITERATION_NUMBERS:
+                    numbers.note_sum(iteration, key, f"{left_out}_{name}")
 
 
 def _plain_usage(raw: JsonText) -> Usage | None:
