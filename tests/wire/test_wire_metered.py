@@ -200,6 +200,22 @@ ANSWERS: dict[str, tuple[dict[str, Any], tuple[int, int, int], dict[str, Any]]] 
         (6, 4, 3),
         {},
     ),
+    "compacted": (
+        {
+            "id": "resp_1",
+            "object": "response.compaction",
+            "output": [{"type": "compaction", "id": "cmp_1", "encrypted_content": "QUJD"}],
+            "usage": {
+                "input_tokens": 1000,
+                "input_tokens_details": {"cached_tokens": 600, "cache_write_tokens": 100},
+                "output_tokens": 50,
+                "output_tokens_details": {"reasoning_tokens": 20},
+                "total_tokens": 1050,
+            },
+        },
+        (300, 50, 600),
+        {"output_reasoning": 20, "total_tokens": 1050},
+    ),
     "images": (
         {"created": 1, "usage": IMAGE_USAGE, "data": [{"b64_json": "QUJD" * 50}]},
         (50, 60, 0),

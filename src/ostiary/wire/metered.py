@@ -1,4 +1,5 @@
-"""Metered routes: embeddings, images, audio, files, batches, moderations, legacy completions. Only usage is read, no content.
+"""Metered routes: embeddings, images, audio, files, batches, moderations, legacy completions, compacted conversations. Only
+usage is read, no content.
 
 Source: platform.openai.com, "API reference".
 

@@ -111,7 +111,7 @@ def responses_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
 
 
 def metered_usage(raw: JsonText) -> Usage | None:
-    """Of embeddings, images, audio and legacy completions. None when `raw` is not an object, or is empty.
+    """Of embeddings, images, audio, legacy completions and compacted conversations. None when `raw` is no object, or empty.
 
     Some report tokens by chat's names, some by those of Responses, transcriptions also the seconds of audio alone.
     """
@@ -127,6 +127,7 @@ def metered_usage(raw: JsonText) -> Usage | None:
     taken = _nested(source, "input_tokens_details") or _nested(source, "input_token_details")
     given = _nested(source, "output_tokens_details") or _nested(source, "output_token_details")
     cache_read = numbers.of(taken, "cached_tokens", "cache_read_input_tokens") or 0
+    cache_write = numbers.of(taken, "cache_write_tokens", "cache_write_input_tokens") or 0
     for kind in ("text", "image", "audio"):
         numbers.note(taken, f"{kind}_tokens", f"input_{kind}")
         numbers.note(given, f"{kind}_tokens", f"output_{kind}")
@@ -135,7 +136,7 @@ def metered_usage(raw: JsonText) -> Usage | None:
     seconds = source.get("seconds")
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and abs(seconds) <= MAX_TOKENS:
         numbers.metadata["audio_ms"] = numbers.within_range(round(seconds * 1000), "audio_ms")
-    return numbers.usage(total, output, cache_read, 0, text_of(raw))
+    return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
 
 
 _plain: Final = msgspec.json.Decoder(Plain)

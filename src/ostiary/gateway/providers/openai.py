@@ -20,6 +20,7 @@ from .base import RuntimeProvider, keyed, metered, passthrough
 _SERVED: Final = (
     Route("/v1/chat/completions", "bridged", "chat_completions"),
     Route("/v1/responses", "bridged", "responses"),
+    metered("/v1/responses/compact", model_optional=True),
     metered("/v1/completions"),
     metered("/v1/embeddings"),
     metered("/v1/moderations", model_optional=True),
