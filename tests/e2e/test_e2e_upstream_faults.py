@@ -425,6 +425,25 @@ def test_an_answer_in_an_unknown_coding_flows_and_is_recorded_as_unread(guest: P
     assert guest.server.metric("ostiary_unparsed_answers_total", provider="raw") == unread + 1
 
 
+@pytest.mark.parametrize(
+    "content_type", [b"", b"Content-Type: text/plain\r\n", b"Content-Type: application/x-ndjson\r\n"]
+)
+def test_an_answer_that_does_not_say_what_it_is_flows_and_is_recorded_as_unread(
+    guest: Person, upstream: RawUpstream, content_type: bytes
+) -> None:
+    body = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\ndata: [DONE]\n\n'
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body(stream=True))
+        with upstream.request() as request:
+            request.send(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (content_type, len(body), body))
+            answer = connection.answer()
+    assert answer.body == body
+    record = guest.server.interception(answer.interception_id)
+    assert (record["outcome"], record["unparsed"], record["token_usages"]) == ("completed", True, [])
+    (note,) = record["trace"]["notes"]
+    assert "Content-Type" in note
+
+
 def test_an_answer_that_is_no_json_though_it_says_so(guest: Person, upstream: RawUpstream) -> None:
     with guest.connect() as connection:
         connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())
