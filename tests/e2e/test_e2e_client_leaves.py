@@ -65,6 +65,28 @@ def test_a_client_that_leaves_a_stream_ends_the_upstream_within_100_ms(
     kept(PROMISE, seconds)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_client_that_leaves_at_the_answers_own_end_has_its_answer(
+    guest: Person, upstream: RawUpstream, whole: bool
+) -> None:
+    """It does not wait for the last chunk, and some clients do not; nor is the upstream waited for."""
+    end = b"data: [DONE]" if whole else b": nothing"
+    said = b'data: {"id":"chat_seen","model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n%b\n\n' % end
+    with guest.connect() as connection:
+        path = DATA_PLANE + CHAT.path("raw")
+        connection.request("POST", path, guest.bearer, CHAT.body(stream=True, stream_options={"include_usage": True}))
+        with upstream.request() as request:
+            request.send(STREAM_HEAD + b"%x\r\n%b\r\n" % (len(said), said))
+            seen = b""
+            while end not in seen:
+                seen += connection.read_some()
+            connection.socket.close()
+            request.seconds_until_gone()
+    record = guest.server.interception(header_in(seen, "x-ostiary-interception-id"))
+    assert (record["outcome"], record["error_type"]) == (("completed", None) if whole else ("client_closed", "unknown"))
+    assert record["provider_response_id"] == "chat_seen"
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_a_client_that_leaves_before_any_answer_ends_the_upstream_within_100_ms(
     guest: Person, upstream: RawUpstream, api: Api

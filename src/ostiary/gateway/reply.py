@@ -304,6 +304,9 @@ class Reply:
             ending.take_error(exchange.format, facts.error, call.sent_head)
         elif ending.outcome == "upstream_error" and ending.error_type is None:
             ending.error_type = error_type_of(ending.status, exchange.admission.provider.family)
+        elif ending.outcome == "client_closed" and facts is not None and facts.complete and not self._notes:
+            # Some clients hang up at the format's own end: they do not wait for the last chunk, which says nothing.
+            ending.outcome = "completed"
         elif ending.outcome == "client_closed":
             ending.error_type = "unknown"
         if facts is not None and ending.outcome == "completed":
