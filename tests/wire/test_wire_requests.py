@@ -80,3 +80,42 @@ def test_large_bodies_are_read_by_their_last_message(format_: Format) -> None:
     last = {"role": "user", "content": "now"}
     body = json.dumps({"messages": [*turns, last], "input": [*turns, last], "model": "m"}).encode()
     assert read_request(format_, body).prompt == "now"
+
+
+INSTRUCTIONS: tuple[list[dict[str, Any]], ...] = (
+    [{"role": "system", "content": "be brief"}],
+    [{"role": "developer", "content": [{"type": "text", "text": "be brief"}]}],
+    [{"type": "message", "role": "system", "content": []}, {"role": "system", "content": "and polite"}],
+)
+"""As clients put them behind the user's turn."""
+
+
+def body_of(*turns: dict[str, Any]) -> bytes:
+    return json.dumps({"model": "m", "messages": turns, "input": turns}).encode()
+
+
+@every_format
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_instructions_behind_the_users_turn_do_not_hide_its_prompt(
+    format_: Format, instructions: list[dict[str, Any]]
+) -> None:
+    asked = {"role": "user", "content": "now"}
+    answered = {"role": "assistant", "content": "then"}
+    assert read_request(format_, body_of(asked, *instructions)).prompt == "now"
+    assert read_request(format_, body_of(asked, *instructions), "none").prompt is None
+    assert read_request(format_, body_of(asked, answered, *instructions)).prompt is None
+    assert read_request(format_, body_of(*instructions)).prompt is None
+
+
+@every_format
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_instructions_behind_a_tool_result_do_not_hide_whose_call_it_answers(
+    format_: Format, instructions: list[dict[str, Any]]
+) -> None:
+    results: dict[Format, dict[str, Any]] = {
+        "chat_completions": {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+        "responses": {"type": "function_call_output", "call_id": "call_1", "output": "done"},
+        "messages": {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "done"}]},
+    }
+    facts = read_request(format_, body_of({"role": "user", "content": "do"}, results[format_], *instructions), "full")
+    assert (facts.correlating_tool_call_id, facts.tool_results, facts.prompt) == ("call_1", ("done",), None)

@@ -20,7 +20,7 @@ from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, positions, texts_alike
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, provider_error
 from .lenient import LenientDecoder, is_json, text_of
-from .request import backwards, decode_object, joined_text, last_text
+from .request import backwards, decode_object, joined_text, last_text, last_turn
 from .request_shapes import Message, Part
 from .usage import MessagesUsage
 
@@ -52,7 +52,7 @@ _request: Final = LenientDecoder(MessagesRequest)
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
     """Raises `RequestError`."""
     request = decode_object(_request, body)
-    last = next(backwards(request.messages), None)
+    last = last_turn(request.messages)
     prompt = None
     correlating = ""
     if last is not None:

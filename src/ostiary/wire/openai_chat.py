@@ -21,7 +21,7 @@ from .events import DONE, EventDecoder, event_end, event_start, first_position, 
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .include_usage import UsageChunkFilter, splice_include_usage
 from .lenient import NO_RAW, LenientDecoder, is_json
-from .request import backwards, decode_object, last_text, texts
+from .request import backwards, decode_object, last_text, last_turn, texts
 from .usage import chat_usage
 
 __all__ = ["StreamReader", "UsageChunkFilter", "read_body", "read_request", "splice_include_usage"]
@@ -49,7 +49,7 @@ _request: Final = LenientDecoder(ChatRequest)
 def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
     """Raises `RequestError`."""
     request = decode_object(_request, body)
-    last = next(backwards(request.messages), None)
+    last = last_turn(request.messages)
     prompt = None
     correlating = ""
     if last is not None:

@@ -18,7 +18,7 @@ from .budget import PROBLEM, Budget
 from .events import EventDecoder, event_end, event_start, event_starts, last_events, positions
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .lenient import NO_RAW, LenientDecoder, is_json, text_of
-from .request import backwards, decode_object, joined_text, message, texts
+from .request import backwards, decode_object, joined_text, last_turn, texts
 from .request_shapes import Message
 from .responses_shapes import Error, Event, Item, Response, ResponsesRequest
 from .usage import responses_usage
@@ -44,7 +44,7 @@ def read_request(body: bytes, content: Content = "prompts") -> RequestFacts:
     correlating = ""
     if isinstance(sent, str):
         prompt = sent or None
-    elif sent and (last := message(sent[-1])) is not None:
+    elif sent and (last := last_turn(sent)) is not None:
         if last.role == "user":
             prompt = "\n".join(texts(last.content, "input_text")) or None
         elif _is_result(last):

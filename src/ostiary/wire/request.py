@@ -4,6 +4,8 @@ Rules
 - A request is refused only when it cannot be read: empty, not JSON, not an object. Whether it may be without a string
   `model`, which is empty then, others know.
 - Earlier turns are passed over undecoded: an agent's body holds its whole history, and only the end of it is new.
+- Instructions are no turn. Some clients put one behind the user's turn, of the role `system` or `developer`, Claude Code from
+  2.1.154 on among them: platform.claude.com/docs/en/build-with-claude/mid-conversation-system-messages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,8 @@ R = TypeVar("R", bound=Request)
 
 _messages: Final = LenientDecoder(Message)
 _contents: Final = LenientDecoder(Contents)
+
+_INSTRUCTIONS: Final = frozenset(("system", "developer"))
 
 _CURE: Final = 'send a JSON object with a "model"'
 
@@ -53,6 +57,14 @@ def backwards(messages: Sequence[Raw]) -> Iterator[Message]:
         if found is None:
             return
         yield found
+
+
+def last_turn(messages: Sequence[Raw]) -> Message | None:
+    """The last message, but for instructions behind it. None where there is none, or the last one is no object."""
+    for found in backwards(messages):
+        if found.role not in _INSTRUCTIONS:
+            return found
+    return None
 
 
 def last_text(content: PartList, kind: str = "text") -> str | None:
