@@ -444,6 +444,27 @@ def test_an_answer_that_does_not_say_what_it_is_flows_and_is_recorded_as_unread(
     assert "Content-Type" in note
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b'[{"error":{"code":400,"message":"no such thing"}}]', b'{"detail":"no such thing"}'],
+    ids=["list", "detail"],
+)
+@pytest.mark.parametrize("api", APIS)
+def test_what_a_provider_says_of_its_error_is_recorded_in_whatever_shape(
+    guest: Person, upstream: RawUpstream, api: Api, said: bytes
+) -> None:
+    with guest.connect() as connection:
+        connection.request("POST", DATA_PLANE + api.path(api.raw), guest.bearer, api.body())
+        with upstream.request() as request:
+            head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            request.send(head % len(said) + said)
+            answer = connection.answer()
+    assert (answer.status, answer.body) == (400, said)
+    record = guest.server.interception(answer.interception_id)
+    assert (record["outcome"], record["error_type"], record["unparsed"]) == ("upstream_error", "bad_request", False)
+    assert record["error_message"] == "no such thing"
+
+
 def test_an_answer_that_is_no_json_though_it_says_so(guest: Person, upstream: RawUpstream) -> None:
     with guest.connect() as connection:
         connection.request("POST", DATA_PLANE + CHAT.path("raw"), guest.bearer, CHAT.body())

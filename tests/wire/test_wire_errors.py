@@ -1,10 +1,12 @@
 import gzip
+import json
 
 import pytest
 
 from ostiary.core.records import ErrorType
 from ostiary.wire.errors import classify, error_observer, read_error
 from ostiary.wire.facts import Format, ProviderError, ResponseFacts, clip
+from ostiary.wire.formats import read_body
 
 
 @pytest.mark.parametrize(
@@ -47,10 +49,43 @@ def test_both_shapes_of_error_bodies_are_read() -> None:
     assert read_error("messages", b"application/json", anthropic) == ProviderError("overloaded_error", "Busy")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"{}", b'{"error":null}', b'{"detail":"x"}', b'{"a":' * 50_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"{}", b'{"error":null}', b'{"detail":7}', b"[]", b"[7]", b'{"a":' * 50_000]
+)
 def test_bodies_that_say_nothing_are_no_error_of_ours(body: bytes) -> None:
     for format_ in ("chat_completions", "responses", "messages"):
         assert read_error(format_, b"application/json", body) == ProviderError()
+
+
+OTHERWISE_SAID = {
+    "google": [{"error": {"code": 400, "message": "No", "status": "INVALID_ARGUMENT"}}],
+    "mistral": {"object": "error", "message": "No", "type": "invalid_model", "param": None, "code": "1500"},
+    "mistral, what is wrong": {"object": "error", "message": {"detail": [{"msg": "No"}]}, "type": "invalid_model"},
+    "fastapi": {"detail": "No"},
+    "fastapi, what is wrong": {"detail": [{"loc": ["body"], "msg": "No"}, 7, {"msg": 7}]},
+    "a proxy": {"statusCode": 404, "message": "No"},
+    "xai": {"code": "invalid", "error": "No"},
+}
+
+
+@pytest.mark.parametrize("said", OTHERWISE_SAID.values(), ids=OTHERWISE_SAID)
+@pytest.mark.parametrize("format_", ["chat_completions", "responses", "messages", "metered"])
+def test_errors_in_neither_shape_are_read(format_: Format, said: object) -> None:
+    body = json.dumps(said).encode()
+    error = read_error(format_, b"application/json", body)
+    assert error.message == "No"
+    assert error.type == ("invalid_model" if b"invalid_model" in body else error.code if format_ == "responses" else "")
+    observer = error_observer(format_, b"application/json; charset=utf-8")
+    assert observer is not None
+    observer.feed(body)
+    facts = observer.finish()
+    assert (facts.error, facts.unparsed) == (error, False)
+
+
+@pytest.mark.parametrize("said", [{"message": "hello"}, {"detail": "hello"}])
+def test_an_answer_that_is_no_error_is_not_made_one(said: object) -> None:
+    for format_ in ("chat_completions", "responses", "messages", "metered"):
+        assert read_body(format_, json.dumps(said).encode()).error is None
 
 
 def test_plain_text_is_a_message_and_markup_is_none() -> None:

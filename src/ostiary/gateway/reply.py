@@ -14,7 +14,7 @@ from ostiary.core.records import CredentialKind, Outcome, Trace
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.head import UNTIL_CLOSE, ResponseHead
 from ostiary.wire.errors import error_observer
-from ostiary.wire.facts import Format, RequestFacts, ResponseFacts
+from ostiary.wire.facts import RequestFacts, ResponseFacts
 from ostiary.wire.formats import observer_for
 from ostiary.wire.include_usage import UsageChunkFilter
 from ostiary.wire.observer import BlindObserver, Observer, StreamObserver
@@ -123,9 +123,12 @@ class Reply:
         observer = None
         if wire_format is not None:
             memory = self._worker.answer_memory
-            observer = observer_for(wire_format, content_type, settings.record_content, coding, memory)
+            if head.status >= 400:
+                observer = error_observer(wire_format, content_type, coding, memory)
             if observer is None:
-                observer = self._observer_of_other(wire_format, head.status, content_type, coding)
+                observer = observer_for(wire_format, content_type, settings.record_content, coding, memory)
+                if observer is None and head.status < 300 and wire_format != "metered":
+                    observer = BlindObserver(_OTHER_TYPE)
         usage_filter = keep_alive = None
         if not coding and type(observer) is StreamObserver:
             if exchange.splices_usage:
@@ -141,14 +144,6 @@ class Reply:
             self._pinged = changed
             self._worker.pinged.add(changed)
         return observer, changed
-
-    def _observer_of_other(
-        self, wire_format: Format, status: int, content_type: bytes, coding: bytes
-    ) -> Observer | None:
-        """Of an answer that is neither JSON nor a stream of events."""
-        if status >= 400:
-            return error_observer(wire_format, content_type, coding, self._worker.answer_memory)
-        return BlindObserver(_OTHER_TYPE) if wire_format != "metered" and status < 300 else None
 
     def client_head(self, head: ResponseHead, changed: ChangedAnswer | None) -> bytes:
         """The head of the answer to the client, to be written at once."""

@@ -6,12 +6,14 @@ Rules
 - Messages are the provider's own words, cut to what a record keeps.
 """
 
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from ostiary.core.records import ErrorType
 
 from .content_coding import MAX_RESPONSE, UnsupportedCodingError, decoder_for
-from .facts import Format, ProviderError, ResponseFacts, clip
+from .facts import Format, ProviderError, ResponseFacts, clip, provider_error
 from .formats import read_body
 from .observer import UNBOUNDED, AnswerMemory, BlindObserver, BodyObserver, Observer
 
@@ -64,16 +66,15 @@ def classify(format: Format, status: int, error: ProviderError | None) -> ErrorT
 
 
 def read_error(format: Format, content_type: bytes, body: bytes) -> ProviderError:  # noqa: A002 - its name
-    """What the body of an error answer says, without content coding: JSON of either shape, or plain text."""
-    media_type = content_type.partition(b";")[0].strip().lower()
+    """What the body of an error answer says, without content coding: JSON of any shape, or plain text."""
     error = None
-    if body.lstrip().startswith(b"{"):
+    if body.lstrip()[:1] in (b"{", b"["):
         try:
-            error = read_body(format, body, "none").error
+            error = read_body(format, body, "none").error or _said_otherwise(format, body)
         except ValueError:
             error = None
     if error is None:
-        plain = media_type in (b"", b"text/plain")
+        plain = _media_type(content_type) in _PLAIN
         error = ProviderError(message=clip(body.decode("utf-8", "replace").strip()) if plain else "")
     return error
 
@@ -84,11 +85,55 @@ def error_observer(
     content_encoding: bytes = b"",
     memory: AnswerMemory = UNBOUNDED,
 ) -> Observer | None:
-    """The observer of an error answer that `formats.observer_for` has none for; None where it says nothing to people."""
-    if content_type.partition(b";")[0].strip().lower() not in (b"", b"text/plain"):
+    """The observer of an error answer in JSON or plain text; None for others, of which some are streams."""
+    media_type = _media_type(content_type)
+    plain = media_type in _PLAIN
+    if not plain and media_type != b"application/json" and not media_type.endswith(b"+json"):
         return None
     try:
         decoder = decoder_for(content_encoding, MAX_RESPONSE) if content_encoding else None
     except UnsupportedCodingError as exc:
         return BlindObserver(str(exc))
-    return BodyObserver(lambda body: ResponseFacts(error=read_error(format, content_type, body)), decoder, memory)
+    if plain:
+        return BodyObserver(lambda body: ResponseFacts(error=read_error(format, content_type, body)), decoder, memory)
+    return BodyObserver(lambda body: _error_facts(format, body), decoder, memory)
+
+
+_PLAIN: Final = (b"", b"text/plain")
+
+
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def _error_facts(format: Format, body: bytes) -> ResponseFacts:  # noqa: A002 - its name
+    facts = read_body(format, body, "none")
+    error = None if facts.error is not None else _said_otherwise(format, body)
+    return facts if error is None else ResponseFacts(error=error)
+
+
+def _said_otherwise(format: Format, body: bytes) -> ProviderError | None:  # noqa: A002 - its name
+    """An error in neither shape: Google's is the only element of a list, Mistral and FastAPI (vLLM and others) have their
+    words at the top, in `message` or `detail`, as a text or as a list of what is wrong."""
+    try:
+        document = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(document, list):
+        document = document[0] if document else None
+        error = read_body(format, msgspec.json.encode(document), "none").error
+        if error is not None:
+            return error
+    if not isinstance(document, dict):
+        return None
+    said = document.get("message") or document.get("detail") or document.get("error")
+    if isinstance(said, dict):
+        said = said.get("detail") or said.get("message")
+    if isinstance(said, list):
+        said = "; ".join(text for item in said if isinstance(item, dict) and (text := _text(item.get("msg"))))
+    message = _text(said)
+    return provider_error(_text(document.get("type")), message, _text(document.get("code"))) if message else None
+
+
+def _text(value: Any) -> str:  # Any: decoded JSON
+    return value if isinstance(value, str) else ""
