@@ -222,6 +222,16 @@ def test_cache_writes_are_not_counted_as_fresh_input() -> None:
     assert usage.metadata == {}
 
 
+def test_a_total_that_is_not_the_sum_is_told() -> None:
+    """Of Gemini and Grok, whose reasoning is in no other number that is added up."""
+    reported = {"prompt_tokens": 21, "completion_tokens": 6, "completion_tokens_details": {"reasoning_tokens": 60}}
+    for total, told in ((87, {"total_tokens": 87}), (27, {})):
+        usage = read_body(json.dumps(chunk(usage=reported | {"total_tokens": total})).encode()).usage
+        assert usage is not None
+        assert (usage.input_tokens, usage.output_tokens) == (21, 6)
+        assert usage.metadata == {"completion_reasoning": 60} | told
+
+
 def test_deepseek_names_its_cache_hits_otherwise() -> None:
     usage = read_body(
         json.dumps(chunk(usage={"prompt_tokens": 10, "completion_tokens": 1, "prompt_cache_hit_tokens": 8})).encode()

@@ -87,6 +87,9 @@ def chat_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
     numbers.note(completion, "audio_tokens", "completion_audio")
     numbers.note(completion, "accepted_prediction_tokens", "completion_accepted_prediction")
     numbers.note(completion, "rejected_prediction_tokens", "completion_rejected_prediction")
+    whole = numbers.of(source, "total_tokens", "total_tokens")
+    if whole is not None and whole != total + output:
+        numbers.metadata["total_tokens"] = whole  # Gemini and Grok count reasoning in it alone
     if service_tier:
         numbers.metadata["service_tier"] = service_tier
     return numbers.usage(total, output, cache_read, cache_write, text_of(raw))
