@@ -22,6 +22,7 @@
 `limits`          requests at once and by the second, over all workers
 `failures`        mistakes of ours: what is logged and answered
 `refusals`        answers of our own, in the provider's error shape; pure
+`refusal_log`     those that leave no record: counted and logged
 `heads`           the heads that go out, to the upstream and to the client; pure
 `recording`       the two records of an interception, from the facts of request and answer; pure
 `journal`         where records are before the link has shipped them

@@ -392,7 +392,7 @@ class Exchange:
 
     def refuse(self, refusal: Refusal) -> None:
         """An answer of ours, and no record."""
-        self.worker.metrics.refused(refusal.reason)
+        self.worker.refusals.note(refusal, self.id, self.head.path)
         self.answer(refusal)
         self.finish(None)
 

@@ -215,7 +215,7 @@ class FrontDoorExchange:
             )
 
     def _refuse(self, refusal: Refusal) -> None:
-        self._worker.metrics.refused(refusal.reason)
+        self._worker.refusals.note(refusal, self.id, b"")
         body = error_body("rest", refusal)
         id_line = b"x-ostiary-request-id: " + self.id.encode("ascii") + b"\r\n"
         self._connection.answer(refusal_head(refusal, len(body), id_line), body)

@@ -188,7 +188,7 @@ class Reply:
         self._ending.error_type = error_type_of_failure(error.failure)
         self._ending.error_message = error.detail
         if self.record is None:
-            self._worker.metrics.refused(refusal.reason)
+            self._worker.refusals.note(refusal, self._exchange.id, self._exchange.head.path)
         self._answer(refusal)
         self.settle("upstream_error")
 

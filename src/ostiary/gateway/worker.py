@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from ostiary.core.ids import new_id
 from ostiary.core.messages import (
     AskAuthorization,
     Authorization,
@@ -42,6 +43,7 @@ from .health import Health
 from .journal import Journal, JournalError
 from .limits import Limits
 from .metrics import GatewayMetrics
+from .refusal_log import RefusalLog
 from .refusals import Refusal, error_body, refusal_head, shape_of
 from .routes import Target, split_path
 from .snapshot import Snapshot, build_snapshot
@@ -110,6 +112,7 @@ class Worker:
         )
         self.telemetry = Telemetry.open(settings, self.metrics)
         self.failures = Failures(time.monotonic, self.metrics.internal_errors)
+        self.refusals = RefusalLog(time.monotonic, self.metrics.refused)
         self.pinged: set[ChangedAnswer] = set()
         """Streams whose clients are told that they are alive."""
         times = _ServerTimes(settings)
@@ -177,10 +180,9 @@ class Worker:
         return not connection.transport.get_extra_info("peercert")
 
     def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:  # noqa: ARG002 - part of the interface
-        self.metrics.refused("bad_head")
         refusal = Refusal(error.status, "bad_head", error.reason)
         body = error_body("rest", refusal)
-        return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
+        return refusal_head(refusal, len(body), self._refused(refusal, b"") + b"Connection: close\r\n") + b"\r\n" + body
 
     def crowded(self, closed: int) -> bytes:
         """Clients have as many connections as there are descriptors for."""
@@ -205,9 +207,14 @@ class Worker:
             self.connections.most = max(1, every - kept - self.pool.open_count)
 
     def _answer(self, connection: ClientConnection, path: bytes, refusal: Refusal) -> None:
-        self.metrics.refused(refusal.reason)
         body = error_body(shape_of(path, None), refusal)
-        connection.answer(refusal_head(refusal, len(body), b""), body)
+        connection.answer(refusal_head(refusal, len(body), self._refused(refusal, path)), body)
+
+    def _refused(self, refusal: Refusal, path: bytes) -> bytes:
+        """A request that has not become an exchange: the line that tells its client the id it is known by."""
+        request_id = new_id()
+        self.refusals.note(refusal, request_id, path)
+        return b"x-ostiary-request-id: " + request_id.encode("ascii") + b"\r\n"
 
     # --- for exchanges
 
