@@ -208,6 +208,17 @@ def test_usage_is_asked_for_within_the_options_that_are_there(
         assert request.body == before + spliced + behind
 
 
+@pytest.mark.parametrize("options", ["[1]", '"yes"', "7", "true"])
+def test_options_that_are_no_object_are_left_to_the_provider_and_no_edit_is_told(
+    guest: Person, fake: FakeProvider, options: str
+) -> None:
+    mark = f"odd-options-{options.strip('[]').strip(chr(34))}"
+    body = f'{{"model":"m","stream_options":{options},"stream":true,"messages":[{{"role":"user","content":"x"}}]}}'.encode()
+    answer = guest.call(CHAT.path("openai"), body, {"X-Fake-Mark": mark})
+    assert fake.entry(mark)["body_sha256"] == hashlib.sha256(body).hexdigest()
+    assert "edits" not in guest.server.interception(answer.interception_id)["trace"]
+
+
 # --- answers
 
 ERRORS = {

@@ -323,9 +323,11 @@ class Exchange:
             self.edits = prepared.edits
             edited = prepared.body
         elif facts.stream and not facts.include_usage and provider.splice_usage and self.format == "chat_completions":
+            edited = splice_include_usage(plain, facts)
+            if edited == plain:  # what it has there is left to the provider to refuse
+                return body
             self.splices_usage = True
             self.edits = ("stream_options.include_usage: added; its event is withheld from the client",)
-            edited = splice_include_usage(plain, facts)
         else:
             return body
         if b"content-encoding" in self.head.fields:
