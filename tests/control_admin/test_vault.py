@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ostiary.control import audit, vault
@@ -23,6 +23,12 @@ from tests.support.control_admin import Plane, vault_key
 
 PLACE = Place("ai_provider_keys", "api_key", "0190a7d2-0000-7000-8000-000000000000")
 ADMIN = audit.Actor(None, "test")
+
+
+async def add_provider(engine: AsyncEngine, ring: Vault) -> None:
+    wanted = NewProvider("openai", "sealed", "https://a.example/v1", api_keys=(Secret("sk-sealed-1"),))
+    async with engine.begin() as conn:
+        await create_provider(conn, ring, wanted, ADMIN, audit.LOCAL)
 
 
 def keyring(*fills: int) -> Vault:
@@ -137,13 +143,48 @@ def test_a_key_file_of_another_database_stops_the_start(on_database: Any, settin
     file = Path(settings.data_dir) / "vault.key"
 
     async def body(engine: AsyncEngine) -> None:
-        await open_vault(engine, settings)
+        await add_provider(engine, await open_vault(engine, settings))
         file.write_text(vault_key(9).reveal())
         with pytest.raises(VaultError, match=r"vault.key lacks the key [0-9a-f]{16}.*set OSTIARY_ENCRYPTION_KEYS"):
             await open_vault(engine, settings)
         file.write_text("nonsense")
         with pytest.raises(VaultError, match=r"vault.key: key 1 is not the base64 of 32 bytes"):
             await open_vault(engine, settings)
+
+    on_database(body)
+
+
+def test_a_key_that_was_tried_and_encrypts_nothing_may_go_again(on_database: Any, settings: ControlSettings) -> None:
+    async def body(engine: AsyncEngine) -> None:
+        await add_provider(engine, await open_vault(engine, settings))
+        tried = await open_vault(engine, msgspec.structs.replace(settings, encryption_keys=(vault_key(5),)))
+        back = await open_vault(engine, settings)
+        async with engine.connect() as conn:
+            assert [(key.key_id, key.values) for key in await vault.key_status(conn, back)] == [
+                (back.sealing_key_id, 1)
+            ]
+        assert back.sealing_key_id != tried.sealing_key_id
+
+    on_database(body)
+
+
+def test_where_other_control_planes_may_use_it_a_key_that_encrypts_nothing_is_needed_yet(
+    on_database: Any, settings: ControlSettings
+) -> None:
+    def ring(*fills: int) -> ControlSettings:
+        keys = tuple(vault_key(fill) for fill in fills)
+        return msgspec.structs.replace(settings, embedded_database=False, encryption_keys=keys)
+
+    async def body(engine: AsyncEngine) -> None:
+        await add_provider(engine, await open_vault(engine, ring(1)))
+        tried = await open_vault(engine, ring(2, 1))
+        with pytest.raises(VaultError, match=f"{tried.sealing_key_id}.*nothing is encrypted under it.*vault_keys"):
+            await open_vault(engine, ring(1))
+        async with engine.begin() as conn:
+            await conn.execute(delete(vault_keys).where(vault_keys.c.key_id == tried.sealing_key_id))
+        await open_vault(engine, ring(1))
+        with pytest.raises(VaultError, match="under which this database is encrypted"):
+            await open_vault(engine, ring(2))
 
     on_database(body)
 

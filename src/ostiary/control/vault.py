@@ -5,8 +5,10 @@ Rules
   to another place does not open.
 - A sealed value is one byte of format version, the nonce, then ciphertext and tag. The id of its key stands beside it.
 - The first key of the ring seals; all of them open. A key's id is derived from the key, it is not a secret.
-- `vault_keys` lists each key that ever sealed something here and is not retired, with a check value. The ring has to
-  hold them all before anything starts: a control plane that cannot read what is stored must not half start.
+- `vault_keys` lists each key that a control plane has sealed with here, or may yet, until it is retired, with a check
+  value. The ring has to hold them all before anything starts: a control plane that cannot read what is stored must not
+  half start. A key that was tried and never sealed anything is nobody's loss: with the embedded database, which has one
+  control plane, it is retired at the start; with another one somebody has to say that no control plane uses it.
 - The keys come from OSTIARY_ENCRYPTION_KEYS. With the embedded database alone they may be left out: a key file is then
   made at the first start, and never again once the database knows its key.
 """
@@ -26,7 +28,7 @@ from typing import Final, NamedTuple
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Column, Table, delete, exists, func, select, update
+from sqlalchemy import Column, ColumnElement, Table, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -149,7 +151,13 @@ async def open_vault(engine: AsyncEngine, settings: ControlSettings) -> Vault:
         known = {row.key_id: row.check_value for row in await conn.execute(select(vault_keys))}
         keys, source = await asyncio.to_thread(_load_keys, settings, tuple(known))
         vault = Vault(keys)
-        _check(vault, known, source)
+        missing = [key for key in known if key not in vault.key_ids]
+        if missing:
+            unused = select(vault_keys.c.key_id).where(vault_keys.c.key_id.in_(missing), *_encrypts_nothing())
+            _refuse_missing(missing, list(await conn.scalars(unused)), source, settings)
+            await conn.execute(delete(vault_keys).where(vault_keys.c.key_id.in_(missing)))
+            log.warning("retiring vault keys that encrypt nothing", key_ids=missing, source=source)
+        _check(vault, {key: value for key, value in known.items() if key not in missing})
         if vault.sealing_key_id not in known:
             row = {"key_id": vault.sealing_key_id, "check_value": vault.check_value()}
             await conn.execute(insert(vault_keys).values(row))
@@ -179,13 +187,20 @@ def _load_keys(settings: ControlSettings, known: tuple[str, ...]) -> tuple[list[
     return from_file, str(file)
 
 
-def _check(vault: Vault, known: dict[str, bytes], source: str) -> None:
-    missing = [key for key in known if key not in vault.key_ids]
-    if missing:
+def _refuse_missing(missing: list[str], unused: list[str], source: str, settings: ControlSettings) -> None:
+    """Raises `VaultError` unless the start may do without the missing keys, `unused` of which encrypt nothing."""
+    cure = f"set {SETTING} to all keys in use, separated by commas, the one that shall encrypt first"
+    used = ", ".join(key for key in missing if key not in unused)
+    if used:
+        raise VaultError(f"{source} lacks the key {used}, under which this database is encrypted: {cure}")
+    if not settings.embedded_database:
         raise VaultError(
-            f"{source} lacks the key {', '.join(missing)}, under which this database is encrypted: set {SETTING} to all "
-            "keys in use, separated by commas, the one that shall encrypt first"
+            f"{source} lacks the key {', '.join(unused)}, with which a control plane was started on this database: {cure}; "
+            "or, as nothing is encrypted under it, make sure that no control plane uses it and delete its row of vault_keys"
         )
+
+
+def _check(vault: Vault, known: dict[str, bytes]) -> None:
     for key, check_value in known.items():
         if not vault.proves(key, check_value):
             raise VaultError(
@@ -312,10 +327,9 @@ async def rotate(
         unreadable += failed
     async with engine.begin() as conn:
         await conn.execute(select(func.pg_advisory_xact_lock(Lock.VAULT)))
-        unused = [~exists().where(column.key_id == vault_keys.c.key_id) for column in _SEALED]
         retired = await conn.scalars(
             delete(vault_keys)
-            .where(vault_keys.c.key_id != vault.sealing_key_id, *unused)
+            .where(vault_keys.c.key_id != vault.sealing_key_id, *_encrypts_nothing())
             .returning(vault_keys.c.key_id)
         )
         report = RotationReport(vault.sealing_key_id, reencrypted, unreadable, sorted(retired))
@@ -324,6 +338,11 @@ async def rotate(
         )
     log.info("rotating vault", key_id=report.key_id, reencrypted=reencrypted, unreadable=len(unreadable))
     return report
+
+
+def _encrypts_nothing() -> list[ColumnElement[bool]]:
+    """Of a row of `vault_keys`: no stored value is encrypted under it."""
+    return [~exists().where(column.key_id == vault_keys.c.key_id) for column in _SEALED]
 
 
 async def _rotate_column(engine: AsyncEngine, vault: Vault, column: _SealedColumn) -> tuple[int, list[str]]:
