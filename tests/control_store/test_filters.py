@@ -50,6 +50,8 @@ def test_times_have_nanoseconds_and_an_offset() -> None:
         (":x", "q", "free text"),
         ("started_after:yesterday", "started_after", "RFC 3339"),
         ("started_after:2026-11-20T08:00:00", "started_after", "RFC 3339"),
+        ("started_after:0001-01-01T00:00:00+14:00", "started_after", "RFC 3339"),
+        ("started_before:9999-12-31T23:59:59-14:00", "started_before", "RFC 3339"),
         ("model:" + "x" * 5000, "q", "4096"),
         ("model:a\x00b", "q", "NUL"),
     ],

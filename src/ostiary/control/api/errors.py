@@ -3,8 +3,9 @@
 `message` says what is wrong, `detail` why and what to do about it. Neither ever quotes a secret, a statement or a row.
 """
 
-from collections.abc import Sequence
-from typing import Final
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -61,8 +62,26 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _database_error)
 
 
+def problem_detail(error: Mapping[str, Any], request: Request) -> str:
+    """What to say of one of pydantic's errors, without its `input`, which may be a key."""
+    if error["type"] not in ("model_attributes_type", "missing") or len(error["loc"]) > 1:
+        return "must be an object" if error["type"] == "model_attributes_type" else str(error["msg"])
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return "must be a JSON object"
+    # without it the body is not read as JSON, whatever it is; `curl -d` sends another one by itself
+    return "must be a JSON object, sent with Content-Type: application/json"
+
+
+class _Answer(JSONResponse):
+    """What is told may quote the name of a field: half a surrogate pair in it must not fail the answer."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
 def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+    return _Answer(body.model_dump(), status_code=status, headers=headers)
 
 
 async def _api_error(_request: Request, exc: Exception) -> JSONResponse:
@@ -81,11 +100,13 @@ async def _http_exception(request: Request, exc: Exception) -> JSONResponse:
     return _answer(exc.status_code, ErrorBody(message=message, detail=detail), dict(exc.headers or {}))
 
 
-async def _invalid_request(_request: Request, exc: Exception) -> JSONResponse:
+async def _invalid_request(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
     # `input` is left out: it may hold a key
     problems = [
-        FieldProblem(field=".".join(str(part) for part in error["loc"][1:]) or "body", detail=error["msg"])
+        FieldProblem(
+            field=".".join(str(part) for part in error["loc"][1:]) or "body", detail=problem_detail(error, request)
+        )
         for error in exc.errors()
     ]
     paging = next((problem.field for problem in problems if problem.field in ("limit", "offset")), None)

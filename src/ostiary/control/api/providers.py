@@ -32,7 +32,7 @@ from ostiary.control.providers.views import find_row, summary
 from ostiary.core.secret import Secret
 
 from .deps import Control, CurrentUser, ReadConnection, RequestOrigin, require_role
-from .errors import ApiError, FieldProblem
+from .errors import ApiError, FieldProblem, problem_detail
 
 _SETTINGS_SCHEMA: dict[str, Any] = {
     "description": (
@@ -55,7 +55,7 @@ class _ProviderRoute(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as exc:
-                raise ApiError(400, INVALID, validations=_field_problems(exc, body)) from None
+                raise ApiError(400, INVALID, validations=_field_problems(exc, body, request)) from None
 
         return answer
 
@@ -197,14 +197,14 @@ def _secret(value: SecretStr) -> Secret:
     return Secret(value.get_secret_value())
 
 
-def _field_problems(exc: RequestValidationError, body: type[BaseModel]) -> list[FieldProblem]:
+def _field_problems(exc: RequestValidationError, body: type[BaseModel], request: Request) -> list[FieldProblem]:
     """Without pydantic's `input`, which may be a key."""
     found = []
     for error in exc.errors():
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"][1:]).lstrip(".")
         if error["type"] == "json_invalid":
             place = "body"
-        detail = str(error["msg"])
+        detail = problem_detail(error, request)
         if error["type"] == "extra_forbidden":
             detail = _unknown_field(place, body)
         found.append(FieldProblem(field=place or "body", detail=detail))

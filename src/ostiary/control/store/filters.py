@@ -13,7 +13,7 @@ Rules
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
@@ -133,12 +133,14 @@ def _terms(q: str, problems: list[Problem]) -> list[tuple[str, str]]:
 
 def _time(key: str, value: str, problems: list[Problem]) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(value.upper())
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        problems.append(Problem(key, "must be a time as in RFC 3339, e.g. 2026-11-20T08:00:00Z"))
-    return moment
+        given = datetime.fromisoformat(value.upper())
+        if given.tzinfo is not None:
+            # before the year 1 or after 9999 in UTC there is no time that the database could be asked for
+            return given.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    problems.append(Problem(key, "must be a time as in RFC 3339, e.g. 2026-11-20T08:00:00Z"))
+    return None
 
 
 def _unknown(key: str) -> str:
