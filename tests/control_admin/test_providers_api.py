@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy import select, text
 
@@ -130,8 +131,6 @@ def test_a_wrong_provider_is_refused_field_by_field(on_plane: Any) -> None:
 
 def test_a_body_that_is_no_json_is_refused_in_the_same_shape(on_plane: Any) -> None:
     async def body(plane: Plane) -> None:
-        import httpx
-
         token = await admin(plane)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(plane.app), base_url="http://ostiary") as client:
             headers = {"Authorization": f"Bearer {token.reveal()}", "Content-Type": "application/json"}
@@ -139,6 +138,57 @@ def test_a_body_that_is_no_json_is_refused_in_the_same_shape(on_plane: Any) -> N
         assert answer.status_code == 400
         assert answer.json()["message"] == "Invalid AI provider request."
         assert "sk-secret" not in answer.text
+
+    on_plane(body)
+
+
+async def posted(plane: Plane, token: Secret, path: str, content: bytes, kind: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(plane.app), base_url="http://ostiary") as client:
+        headers = {"Authorization": f"Bearer {token.reveal()}", "Content-Type": kind}
+        return await client.post(path, content=content, headers=headers)
+
+
+def test_half_a_surrogate_pair_in_a_field_name_is_a_wrong_name(on_plane: Any) -> None:
+    async def body(plane: Plane) -> None:
+        wrong = b'{"type": "openai", "name": "openai", "base_url": "https://a.example/", "settings": {"\\ud83d": 1}}'
+        answer = await posted(plane, await admin(plane), PROVIDERS, wrong, "application/json")
+        assert answer.status_code == 400
+        assert [problem["field"] for problem in answer.json()["validations"]] == ["settings.?"]
+
+    on_plane(body)
+
+
+def test_json_that_is_not_said_to_be_json_is_told_how(on_plane: Any) -> None:
+    async def body(plane: Plane) -> None:
+        token = await admin(plane)
+        for path in (PROVIDERS, "/api/v2/users"):
+            answer = await posted(plane, token, path, b'{"name": "x"}', "application/x-www-form-urlencoded")
+            assert answer.status_code == 400
+            assert answer.json()["validations"] == [
+                {"field": "body", "detail": "must be a JSON object, sent with Content-Type: application/json"}
+            ]
+            answer = await posted(plane, token, path, b"[]", "application/json")
+            assert answer.json()["validations"] == [{"field": "body", "detail": "must be a JSON object"}]
+
+    on_plane(body)
+
+
+def test_a_bedrock_provider_without_models_is_warned_about(on_plane: Any) -> None:
+    async def body(plane: Plane) -> None:
+        token = await admin(plane)
+
+        async def warnings(**settings: str) -> list[str]:
+            shown = await plane.call(
+                token, "PATCH", f"{PROVIDERS}/aws", {"settings": {"region": "us-east-1", **settings}}
+            )
+            assert shown.json()["status"]["state"] == "enabled"
+            return list(shown.json()["status"]["warnings"])
+
+        aws = {"type": "bedrock", "name": "aws", "settings": {"region": "us-east-1"}}
+        made = (await plane.call(token, "POST", PROVIDERS, aws)).json()
+        assert ["503" in warning for warning in made["status"]["warnings"]] == [True]
+        assert "no small_fast_model in" in (await warnings(model="m"))[0]
+        assert await warnings(model="m", small_fast_model="s") == []
 
     on_plane(body)
 

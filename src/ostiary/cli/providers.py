@@ -153,6 +153,7 @@ def add(
         return
     say(f"added {provider['name']} ({provider['type']}) with {_count_keys(provider)}")
     note(f"clients reach it at <server>/api/v2/ai-gateway/{provider['name']}")
+    _note_warnings(provider)
 
 
 @app.command()
@@ -200,6 +201,7 @@ def edit(
         print_json(provider)
     else:
         say(f"changed {provider['name']}: {provider['base_url']}, {_count_keys(provider)}")
+        _note_warnings(provider)
 
 
 @app.command()
@@ -316,6 +318,11 @@ def _state(status: dict[str, Any] | str) -> str:
     if isinstance(status, str):
         return status
     return f"{status['state']}: {status['reason']}" if status["reason"] else str(status["state"])
+
+
+def _note_warnings(provider: dict[str, Any]) -> None:
+    for warning in provider["status"]["warnings"]:
+        note(f"warning: {warning}")
 
 
 def _set_enabled(name: str, enabled: bool) -> None:

@@ -1,5 +1,6 @@
 """A provider as the API shows it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -13,7 +14,7 @@ from ostiary.control.api.errors import ApiError
 from ostiary.control.store.tables import ai_providers
 from ostiary.control.vault import Vault
 from ostiary.core.provider_rules import effective_type, takes_keys
-from ostiary.core.providers import NAME_PATTERN, BedrockSettings, ProviderSettings, encode_settings
+from ostiary.core.providers import NAME_PATTERN, BedrockSettings, ProviderSettings, ProviderType, encode_settings
 from ostiary.core.secret import Secret
 
 from .rows import Read, StoredKey, live_rows, read_row, stored_keys
@@ -139,6 +140,14 @@ def _status(row: RowMapping, read: Read, keys: list[StoredKey]) -> ProviderStatu
     for key in keys:
         if key.value is None:
             return ProviderStatus("error", f"the key {key.masked} ({key.id}) cannot be decrypted: enter it again")
-    if takes_keys(read.kind, read.settings) and not keys:
-        return ProviderStatus("enabled", warnings=("no keys: only requests with a credential of their own are served",))
-    return ProviderStatus("enabled")
+    return ProviderStatus("enabled", warnings=tuple(_warnings(read.kind, read.settings, keys)))
+
+
+def _warnings(kind: ProviderType, settings: ProviderSettings | None, keys: list[StoredKey]) -> Iterator[str]:
+    """What makes gateways refuse requests to a provider that has nothing wrong in it."""
+    if takes_keys(kind, settings) and not keys:
+        yield "no keys: only requests with a credential of their own are served"
+    if isinstance(settings, BedrockSettings) and settings.configured and settings.protocol != "mantle":
+        lacking = [name for name in ("model", "small_fast_model") if not getattr(settings, name)]
+        if lacking:
+            yield f"no {' and no '.join(lacking)} in its settings: every request is answered with 503 until they are set"
