@@ -63,12 +63,13 @@ def test_no_secret_stands_in_a_problem_or_its_traceback() -> None:
         "OSTIARY_ENCRYPTION_KEYS": "hunter3-not-base64",
         "OSTIARY_BOOTSTRAP_TOKEN": "hunter4",
         "HTTPS_PROXY": "socks://user:hunter5@proxy",
+        "OSTIARY_OTEL_ENDPOINT": "http://user:hunter6@collector:4318",
     }
     try:
         load({}, secrets)
     except ConfigError as error:
         text = "".join(traceback.format_exception(error)) + repr(error.__dict__)
-        assert len(error.problems) == 4
+        assert len(error.problems) == 5
     assert "hunter" not in text
 
 
@@ -94,6 +95,14 @@ def test_unknown_variables_are_warned_about_with_a_suggestion() -> None:
     assert loaded.warnings == (
         "OSTIARY_DRIAN_TIMEOUT is not a setting of ours and has no effect; did you mean OSTIARY_DRAIN_TIMEOUT?",
         "OSTIARY_PORT_4000_TCP is not a setting of ours and has no effect",
+    )
+
+
+def test_a_prefix_in_common_makes_no_name_close() -> None:
+    loaded = load({}, {"CODER_AI_GATEWAY_ENABLED": "true", "CODER_AI_GATEWAY_RETENTIONS": "30d"})
+    assert loaded.warnings == (
+        "CODER_AI_GATEWAY_ENABLED is not a setting of ours and has no effect",
+        "CODER_AI_GATEWAY_RETENTIONS is not a setting of ours and has no effect; did you mean CODER_AI_GATEWAY_RETENTION?",
     )
 
 

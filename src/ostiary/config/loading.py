@@ -2,8 +2,8 @@
 
 Rules
 - A problem names what the operator wrote (flag, variable or file key) and what is allowed there.
-- The value that was given is quoted, except of a secret: that stands in no message, and no exception that could hold
-  one is chained.
+- The value that was given is quoted, except of a secret or of what may be a URL with a password: they stand in no
+  message, and no exception that could hold one is chained.
 - What is unknown is an error where only we write names (flags, file keys, `OSTIARY_PROVIDER_<N>_...`), and a warning
   among other variables: Kubernetes injects names that begin like ours.
 """
@@ -157,9 +157,12 @@ def provider_variables(environ: Mapping[str, str]) -> dict[str, Secret]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing when no known name is close."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
+    """`; did you mean ...?`, or nothing when no known name is close. A prefix in common makes none close."""
+    split = _split_prefix(word)
+    prefix, own = split or ("", word)
+    candidates = [name[len(prefix) :] for name in known if name.startswith(prefix)]
+    close = get_close_matches(own, candidates, n=1, cutoff=0.7)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _split_prefix(name: str) -> tuple[str, str] | None:
@@ -281,9 +284,14 @@ def _check(findings: _Findings, defaults: Mapping[str, Any]) -> Settings | None:
         wrong = [(str(error["loc"][0]), error.get("ctx", {}).get("error")) for error in exc.errors(include_input=False)]
     for name, error in wrong:
         given, kind = findings.given[name], SETTINGS[name].kind
-        quoted = "" if kind.secret or not isinstance(given.value, (str, int, float)) else f"; it is {given.value!r}"
+        quoted = f"; it is {given.value!r}" if not kind.secret and _may_be_quoted(given.value) else ""
         findings.problems.append(f"{given.origin} must be {error or kind.allowed}{quoted}")
     return None
+
+
+def _may_be_quoted(value: object) -> bool:
+    """A URL with a user in it is wrong almost everywhere, and often has a password too."""
+    return isinstance(value, (int, float)) or (isinstance(value, str) and "@" not in value)
 
 
 def _check_together(findings: _Findings, settings: Settings | None) -> None:

@@ -369,7 +369,7 @@ def server_url() -> Kind:
     def parse(value: object) -> str:
         given = _text(value).rstrip("/")
         url = _web_url(given)
-        if url is None or url.path or url.username:
+        if url is None or url.path or "@" in url.netloc:
             raise ValueError(allowed)
         return given
 

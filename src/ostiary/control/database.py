@@ -179,7 +179,11 @@ def _connect_error(error: BaseException) -> Exception:
     if isinstance(error, _REFUSALS):
         return DatabaseUnusableError(f"the database refuses us: {cause(error)}; check the database URL")
     if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
-        return DatabaseUnusableError("the database URL cannot be read")  # the parser's own words may quote it
+        # the parser's own words may quote it
+        return DatabaseUnusableError(
+            "the database URL cannot be read: look at its port and at what stands behind the question mark, e.g. "
+            "postgresql://user:password@host:5432/ostiary?sslmode=require"
+        )
     return DatabaseUnavailableError(f"the database cannot be reached: {cause(error)}")
 
 
