@@ -129,6 +129,13 @@ def test_what_is_no_server_address_is_refused(text: str, monkeypatch: pytest.Mon
         find_place()
 
 
+@pytest.mark.parametrize("token", ["ost_é", "ost_a\nost_b"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(Failure, match="the token of OSTIARY_TOKEN has a line break or") as caught:
+        Client(Place("http://127.0.0.1:1", Secret(token), "OSTIARY_URL", "OSTIARY_TOKEN"))
+    assert "ost_" not in caught.value.message
+
+
 def test_loopback_is_local_and_names_that_look_like_it_are_not() -> None:
     assert is_local("http://127.0.0.1:4000")
     assert is_local("http://[::1]:4000")

@@ -1,6 +1,8 @@
 """What reaches the terminal."""
 
+import io
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,13 +25,21 @@ def test_no_control_character_gets_through(text: str) -> None:
 @given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner), max_leaves=5))
 def test_json_for_a_terminal_is_the_same_json(value: object) -> None:
     import contextlib
-    import io
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         print_json({"v": value})
     assert json.loads(printed.getvalue()) == {"v": value}
     assert "\x1b" not in printed.getvalue()
+
+
+def test_json_for_a_terminal_of_few_characters_is_the_same_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"prompt": "…\U0001f600\u202e"}
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="replace")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    print_json(value)
+    narrow.seek(0)
+    assert json.loads(narrow.read()) == value
 
 
 def test_a_table_in_a_pipe_is_not_cut_and_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:

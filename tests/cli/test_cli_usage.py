@@ -1,5 +1,6 @@
 """The command line without a server: help, wrong usage, quick start."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,32 @@ def test_help_imports_only_what_it_shows() -> None:
     assert done.stderr == "[]\n"
     for name in ENTRIES:
         assert name in done.stdout
+
+
+def command(*words: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([sys.executable, "-m", "ostiary", *words], stderr=subprocess.PIPE, check=False, **options)
+
+
+def test_a_full_disk_is_one_line_and_status_1() -> None:
+    with open("/dev/full", "wb") as full:
+        done = command("config", "show", stdout=full)
+    assert (done.returncode, done.stderr.count(b"ostiary: standard output cannot be written: no space left")) == (1, 1)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+def test_a_closed_standard_output_fails_nothing() -> None:
+    closed = (
+        "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'ostiary', 'config', 'show'])"
+    )
+    done = subprocess.run([sys.executable, "-c", closed], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+def test_a_terminal_of_few_characters_gets_a_question_mark_for_the_rest() -> None:
+    done = command("server", "--help", stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert b"Start gateway" in done.stdout
 
 
 def test_a_bad_setting_ends_the_server_with_status_2(

@@ -150,12 +150,16 @@ class Client:
     """Asks the server of a `Place`. Every method gives the JSON of the answer."""
 
     def __init__(self, place: Place) -> None:
+        """Raises `Failure` when the token cannot stand in a header."""
         self.place = place
+        token = place.token.reveal()
+        if not (token.isascii() and token.isprintable()):
+            raise Failure(f"the token of {place.token_origin} has a line break or a character beyond ASCII in it")
         local, https = is_local(place.url), place.url.startswith("https:")
         self._http = httpx.Client(
             base_url=place.url,
             headers={
-                "Authorization": f"Bearer {place.token.reveal()}",
+                "Authorization": f"Bearer {token}",
                 "User-Agent": f"ostiary-cli/{__version__}",
                 "Accept": "application/json",
             },

@@ -10,7 +10,7 @@ from ostiary.core.secret import Secret
 
 from ._app import new_app
 from .client import DEFAULT_URL, Client, Login, Place, login_file, normal_url, store_login
-from .failure import wrong_usage
+from .failure import Failure, wrong_usage
 from .given import prompt_secret, read_secret_file
 from .output import note, say
 
@@ -44,7 +44,12 @@ def login(
     token = _token(token_file)
     with Client(Place(address, token, "the command line", "the command line")) as client:
         me = client.get("/api/v2/users/me")
-    path = store_login(Login(address, token))
+    try:
+        path = store_login(Login(address, token))
+    except OSError as exc:
+        raise Failure(
+            f"{login_file()} cannot be written: {exc.strerror}; the token is good, but not remembered"
+        ) from None
     say(f"you are {me['username']} ({me['role']}) at {address}; remembered in {path}")
     if os.environ.get("OSTIARY_TOKEN"):
         note("OSTIARY_TOKEN is set and goes before it")

@@ -37,7 +37,8 @@ def one_line(text: object, limit: int = 200) -> str:
 
 def print_json(value: Any) -> None:
     """As JSON on stdout; what could drive a terminal is escaped, which JSON reads back unchanged."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    narrow = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=narrow)
     typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

@@ -1,6 +1,5 @@
 """`ostiary`: the commands, and how each of them ends."""
 
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typer.main import get_command
 from ostiary import __version__
 from ostiary.core.build import BUILD
 
+from . import _streams
 from ._app import CONTEXT
 from ._lazy import Entry, lazy_group
 from .failure import Failure
@@ -74,6 +74,7 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
+    _streams.prepare()
     sys.exit(run(arguments))
 
 
@@ -92,9 +93,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _complain("stopped, nothing was done")
         return 1
     except BrokenPipeError:
-        # the reader, `head` for one, has seen enough; without this the interpreter complains while flushing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _streams.abandon_output()  # the reader, `head` for one, has seen enough
         return 0
+    except OSError:
+        problem = _streams.output_problem()
+        if not problem:
+            raise
+        _streams.abandon_output()
+        _complain(f"standard output cannot be written: {problem.lower()}")
+        return 1
     return result if isinstance(result, int) else 0
 
 
