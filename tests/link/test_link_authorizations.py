@@ -229,6 +229,20 @@ def test_while_the_link_is_down_who_is_known_gets_in_at_once_and_who_is_not_lear
     sit(test)
 
 
+def test_who_is_not_known_is_not_told_where_the_control_plane_is() -> None:
+    async def main() -> None:
+        async with FarEnd() as gone:
+            address = gone.url
+        async with ControlClient(address, Secret(KEY)) as client:
+            desk = Desk(gone, client)
+            desk.up = False
+            answer = await desk.ask()
+            assert answer.unavailable == "the control plane could not be asked: it cannot be reached"
+            await desk.asker.close()
+
+    uvloop.run(main())
+
+
 def test_a_known_token_is_not_kept_waiting_by_a_control_plane_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a stranger is."""
     monkeypatch.setattr(authorizations, "ANSWER_WITHIN", 60.0)

@@ -277,7 +277,8 @@ class Authorizations:
         except TimeoutError:
             answer = self._unavailable(token_sha256, "the control plane did not answer in time")
         except ControlFailure as failure:
-            answer = self._unavailable(token_sha256, str(failure))
+            # it is told to a client of whom nothing is known, whose business our addresses are not; the log has them
+            answer = self._unavailable(token_sha256, "it cannot be reached" if failure.unreached else str(failure))
         finally:
             replies = self._waiting.pop(token_sha256)
         for reply in replies:

@@ -64,11 +64,13 @@ _Service = TypeVar("_Service", bound=ConnectClient)
 class ControlFailure(Exception):  # noqa: N818 - a failure of the other side, which callers live with
     """A call that got no answer, or a refusal. `str()` is one line without secrets."""
 
-    def __init__(self, code: Code, message: str, plain_status: int | None = None) -> None:
+    def __init__(self, code: Code, message: str, plain_status: int | None = None, *, unreached: bool = False) -> None:
         super().__init__(" ".join(message.split())[:_MAX_MESSAGE] or code.value)
         self.code = code
         self.plain_status = plain_status
         """Set when the answer did not come from a control plane."""
+        self.unreached = unreached
+        """Nothing answered: the text is the HTTP library's, and names the control plane's address."""
 
     @property
     def passing(self) -> bool:
@@ -229,8 +231,10 @@ class ControlClient:
 
 
 def _failure(error: ConnectError) -> ControlFailure:
-    plain = error.__cause__.status if isinstance(error.__cause__, _PlainAnswer) else None
-    return ControlFailure(error.code, error.message, plain)
+    cause = error.__cause__
+    if isinstance(cause, _PlainAnswer):
+        return ControlFailure(error.code, error.message, cause.status)
+    return ControlFailure(error.code, error.message, unreached=cause is not None)
 
 
 def _check_cancelled() -> None:
