@@ -110,6 +110,14 @@ def test_a_full_disk_is_one_line_and_status_1() -> None:
     assert b"Exception ignored" not in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = command("server", "--help", stdout=theirs)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_closed_standard_output_fails_nothing() -> None:
     closed = (
         "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'ostiary', 'config', 'show'])"

@@ -92,9 +92,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         _complain("stopped, nothing was done")
         return 1
-    except BrokenPipeError:
-        _streams.abandon_output()  # the reader, `head` for one, has seen enough
-        return 0
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            return 0  # the reader, `head` for one, has seen enough; the library makes a failure of it
+        raise
     except OSError:
         problem = _streams.output_problem()
         if not problem:
