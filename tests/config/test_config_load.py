@@ -188,6 +188,7 @@ def test_an_external_database_needs_encryption_keys() -> None:
 
 def test_certificate_and_key_must_belong_together(tmp_path: Path) -> None:
     import trustme
+    from cryptography.hazmat.primitives import serialization
 
     authority = trustme.CA()
     one, two = authority.issue_cert("localhost"), authority.issue_cert("localhost")
@@ -197,8 +198,24 @@ def test_certificate_and_key_must_belong_together(tmp_path: Path) -> None:
     load({"tls_cert_file": str(tmp_path / "0.pem"), "tls_key_file": str(tmp_path / "0.key")}, {})
     (found,) = problems({"tls_cert_file": str(tmp_path / "0.pem"), "tls_key_file": str(tmp_path / "1.key")})
     assert "key values mismatch" in found
+    # the two are easily taken for each other
+    (found,) = problems({"tls_cert_file": str(tmp_path / "0.key"), "tls_key_file": str(tmp_path / "0.pem")})
+    assert found.endswith("the one or the other is not in its file")
+    locked = serialization.load_pem_private_key(one.private_key_pem.bytes(), None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"passphrase"),
+    )
+    (tmp_path / "locked.key").write_bytes(locked)
+    (found,) = problems({"tls_cert_file": str(tmp_path / "0.pem"), "tls_key_file": str(tmp_path / "locked.key")})
+    assert found.endswith("the key needs a passphrase")
     (found,) = problems({"tls_cert_file": str(tmp_path / "0.pem")})
     assert found == "--tls-cert-file needs tls_key_file beside it (--tls-key-file or OSTIARY_TLS_KEY_FILE)"
+
+
+def test_an_empty_data_directory_is_not_the_working_directory() -> None:
+    (found,) = problems({"data_dir": ""})
+    assert found.startswith("--data-dir must be a directory")
 
 
 def test_a_named_file_must_exist_and_be_toml(tmp_path: Path) -> None:

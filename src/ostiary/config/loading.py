@@ -342,10 +342,9 @@ def _check_together(findings: _Findings, settings: Settings | None) -> None:
                 cert_file, key_file, password=_no_passphrase
             )
         except (ssl.SSLError, ValueError, OSError) as exc:
-            reason = exc.reason if isinstance(exc, ssl.SSLError) and exc.reason else "it needs a passphrase"
             problems.append(
                 f"{given[cert].origin} and {given[key].origin} must be a PEM certificate and "
-                f"its unencrypted private key: {reason.lower().replace('_', ' ')}"
+                f"its unencrypted private key: {_certificate_problem(exc)}"
             )
     for name in ("client_ca_file", "control_ca_file"):
         ca_file = getattr(settings, name)
@@ -390,6 +389,12 @@ def _check_providers(variables: Mapping[str, Secret], findings: _Findings) -> tu
     except ProviderEnvError as exc:
         findings.problems.append(str(exc))
         return ()
+
+
+def _certificate_problem(exc: ssl.SSLError | ValueError | OSError) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return exc.reason.lower().replace("_", " ") if exc.reason else "the one or the other is not in its file"
+    return exc.strerror or "unreadable" if isinstance(exc, OSError) else "the key needs a passphrase"
 
 
 def _no_passphrase() -> str:

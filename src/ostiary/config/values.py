@@ -253,7 +253,10 @@ def readable_file() -> Kind:
 
 def _path(value: object, allowed: str) -> Path:
     try:
-        path = Path(_text(value)).expanduser().absolute()
+        given = _text(value)
+        if not given:
+            raise ValueError(allowed)  # `--data-dir "$UNSET"`: it would be the working directory
+        path = Path(given).expanduser().absolute()
     except RuntimeError:  # `~nobody`
         raise ValueError(allowed) from None
     if "\0" in str(path):
