@@ -213,6 +213,12 @@ def test_certificate_and_key_must_belong_together(tmp_path: Path) -> None:
     assert found == "--tls-cert-file needs tls_key_file beside it (--tls-key-file or OSTIARY_TLS_KEY_FILE)"
 
 
+def test_authorities_are_read_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate\n")
+    (found,) = problems(environ={"OSTIARY_CA_FILE": str(tmp_path / "ca.pem")})
+    assert found.startswith("OSTIARY_CA_FILE must be a file of PEM certificates")
+
+
 def test_an_empty_data_directory_is_not_the_working_directory() -> None:
     (found,) = problems({"data_dir": ""})
     assert found.startswith("--data-dir must be a directory")

@@ -346,7 +346,7 @@ def _check_together(findings: _Findings, settings: Settings | None) -> None:
                 f"{given[cert].origin} and {given[key].origin} must be a PEM certificate and "
                 f"its unencrypted private key: {_certificate_problem(exc)}"
             )
-    for name in ("client_ca_file", "control_ca_file"):
+    for name in ("ca_file", "client_ca_file", "control_ca_file"):
         ca_file = getattr(settings, name)
         if ca_file is None:
             continue
