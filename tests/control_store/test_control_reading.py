@@ -307,6 +307,34 @@ def test_sessions_page_by_cursor_and_by_offset(database_url: Secret, tmp_path: P
     in_house(database_url, tmp_path, script)
 
 
+def test_two_peoples_sessions_of_one_id_are_both_found(database_url: Secret, tmp_path: Path) -> None:
+    async def script(house: House) -> None:
+        records: list[Record] = []
+        for n, (who, session) in enumerate((("ada", "both"), ("bob", "between"), ("bob", "both"), ("ada", "last"))):
+            one = house.start(who, client_session_id=session, started_at=now_us() - n * 1_000_000)
+            records += [one, end(one)]
+        await house.store(*records)
+        seen: list[tuple[str, str]] = []
+        cursor: dict[str, str] = {}
+        while page := (await house.get("/sessions", limit=1, **cursor))["sessions"]:
+            initiator = page[0]["initiator"]
+            seen.append((initiator["username"], page[0]["id"]))
+            cursor = {"after_session_id": page[0]["id"], "after_initiator_id": initiator["id"]}
+        assert seen == [("ada", "both"), ("bob", "between"), ("bob", "both"), ("ada", "last")]
+        # a filter for one person names whose the cursor is, too
+        page = (await house.get("/sessions", q="initiator:ada", after_session_id="both"))["sessions"]
+        assert [row["id"] for row in page] == ["last"]
+        for who in ("ada", "bob", house.ids["bob"]):
+            found = await house.get("/sessions/both", "eve", initiator=who)
+            assert who in (found["initiator"]["username"], found["initiator"]["id"])
+        assert (await house.get("/sessions/both", "eve"))["initiator"]["username"] == "ada"
+        assert (await house.get("/sessions/both", "bob", initiator="me"))["initiator"]["username"] == "bob"
+        assert (await house.refused("/sessions/both", "bob", initiator="ada"))[0] == 404
+        assert (await house.refused("/sessions/both", "eve", initiator="max"))[0] == 404
+
+    in_house(database_url, tmp_path, script)
+
+
 def test_a_session_is_threads_of_actions(database_url: Secret, tmp_path: Path) -> None:
     async def script(house: House) -> None:
         root = house.start("ada", client_session_id="s-1", prompt=Prompt(new_id(), "list the files"))

@@ -73,6 +73,9 @@ def list_sessions(
 @app.command()
 def show(
     session_id: Annotated[str, typer.Argument(metavar="ID", help="From `ostiary sessions list`.")],
+    user: Annotated[
+        str | None, typer.Option(help="Whose, where two people's sessions have that id. [default: the one active last]")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Texts whole, however long.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +84,7 @@ def show(
     Example: ostiary sessions show 0197f9a4-52cf-7000-8c5e-2f5d4a1f3a11
     """
     with Client.here() as client:
-        session = _whole(client, session_id)
+        session = _whole(client, session_id, user)
     if as_json:
         print_json(session)
         return
@@ -100,13 +103,14 @@ def show(
         _print_thread(thread, 0 if full else _CONTENT_LINES)
 
 
-def _whole(client: Client, session_id: str) -> dict[str, Any]:
+def _whole(client: Client, session_id: str, user: str | None) -> dict[str, Any]:
     """A session with its threads, of which the API gives a page at a time."""
     path = f"{_PATH}/{segment(session_id)}"
-    session: dict[str, Any] = client.get(path, limit=_PAGE)
+    session: dict[str, Any] = client.get(path, limit=_PAGE, initiator=user)
+    owner = session["initiator"]["id"]  # the next page must not be another's, who has become active meanwhile
     page = session["threads"]
     while len(page) == _PAGE and len(session["threads"]) < _MAX_THREADS:
-        page = client.get(path, limit=_PAGE, after_id=page[-1]["id"])["threads"]
+        page = client.get(path, limit=_PAGE, initiator=owner, after_id=page[-1]["id"])["threads"]
         session["threads"] += page
     return session
 

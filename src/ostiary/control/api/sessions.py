@@ -1,6 +1,7 @@
 """`/api/v2/ai-gateway/sessions`: what belongs together, as threads and the model's actions (reference G.1)."""
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
@@ -25,6 +26,12 @@ async def list_all(
     after_session_id: Annotated[
         str | None, Query(pattern=NO_NUL, description="Go on after this session; not with offset")
     ] = None,
+    after_initiator_id: Annotated[
+        UUID | None,
+        Query(
+            description="Whose session after_session_id is: two people's may have one id, and without it some may be missed"
+        ),
+    ] = None,
 ) -> SessionPage:
     """Sessions of which something has ended, the one with the newest prompt first."""
     if after_session_id and offset:
@@ -39,6 +46,7 @@ async def list_all(
             limit=limit,
             offset=offset,
             after_session_id=after_session_id or None,
+            after_initiator_id=str(after_initiator_id) if after_initiator_id else None,
         )
     except UnknownCursorError as exc:
         raise invalid_cursor("after_session_id") from exc
@@ -50,6 +58,14 @@ async def get(
     caller: CurrentUser,
     connection: ReadConnection,
     limit: Annotated[int, Query(ge=1, le=200, description="Threads of a page")] = 50,
+    initiator: Annotated[
+        str,
+        Query(
+            pattern=NO_NUL,
+            max_length=256,
+            description="Whose, where two people's sessions have that id: an id, a username or `me`; else the one active last",
+        ),
+    ] = "",
     after_id: Annotated[str | None, Query(description="Threads after that of this interception")] = None,
     before_id: Annotated[str | None, Query(description="Threads before that of this interception")] = None,
 ) -> SessionDetail:
@@ -58,8 +74,10 @@ async def get(
         found = await get_session(
             connection,
             session_id,
+            me=caller.id,
             only=only(caller),
             limit=limit,
+            initiator=initiator,
             after_id=after_id or None,
             before_id=before_id or None,
         )

@@ -90,8 +90,12 @@ async def list_sessions(
     limit: int,
     offset: int = 0,
     after_session_id: str | None = None,
+    after_initiator_id: str | None = None,
 ) -> SessionPage:
-    """A page of what matches. Raises `UnknownCursorError`."""
+    """A page of what matches. Raises `UnknownCursorError`.
+
+    `after_initiator_id`: whose session `after_session_id` is, for two people's sessions may have one id.
+    """
     visible = [s.ended, true() if only is None else s.initiator_id == only]
     matches = [*visible, *_matching(filters, me)]
     counted = select(s.session_id).where(*matches).limit(COUNT_LIMIT).subquery()
@@ -105,7 +109,9 @@ async def list_sessions(
         .offset(offset)
     )
     if after_session_id is not None:
-        after = await _position(connection, after_session_id, visible)
+        owners = [is_initiator(s.initiator_id, filters.initiator, me)] if filters.initiator else []
+        owners += [s.initiator_id == after_initiator_id] if after_initiator_id else []
+        after = await _position(connection, after_session_id, [*visible, *owners])
         query = query.where(tuple_(s.last_active_at, s.session_id, s.initiator_id) < after)
     rows = (await connection.execute(query)).mappings().all()
     summaries = await _summaries(connection, rows)
@@ -118,16 +124,19 @@ async def get_session(
     connection: AsyncConnection,
     session_id: str,
     *,
+    me: str,
     only: str | None,
     limit: int,
+    initiator: str = "",
     after_id: str | None = None,
     before_id: str | None = None,
 ) -> SessionDetail | None:
     """A session and a page of its threads; None when there is none that the reader may see.
 
-    Of two people's sessions with one id it is the one active last. Raises `UnknownCursorError`.
+    Of two people's sessions with one id it is that of `initiator`, else the one active last. Raises `UnknownCursorError`.
     """
-    row = await _newest(connection, session_id, only)
+    owner = is_initiator(s.initiator_id, initiator, me) if initiator else true()
+    row = await _newest(connection, session_id, and_(owner, true() if only is None else s.initiator_id == only))
     if row is None:
         return None
     initiator_id: str = row["initiator_id"]
@@ -185,13 +194,13 @@ async def _position(
     return tuple_(literal(row.last_active_at), literal(row.session_id), literal(row.initiator_id, s.initiator_id.type))
 
 
-async def _newest(connection: AsyncConnection, session_id: str, only: str | None) -> RowMapping | None:
+async def _newest(connection: AsyncConnection, session_id: str, whose: ColumnElement[bool]) -> RowMapping | None:
     return (
         (
             await connection.execute(
                 select(interception_sessions, func.coalesce(users.c.username, "").label("username"))
                 .outerjoin(users, users.c.id == s.initiator_id)
-                .where(s.session_id == session_id, true() if only is None else s.initiator_id == only)
+                .where(s.session_id == session_id, whose)
                 .order_by(s.last_active_at.desc())
                 .limit(1)
             )
