@@ -98,6 +98,14 @@ def test_help_imports_only_what_it_shows() -> None:
         assert name in done.stdout
 
 
+def test_config_check_tells_what_the_start_will_warn_about(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSTIARY_OPENAI_BASE_URL", "https://a.example/v1/")
+    assert run(["config", "check"]) == 0
+    assert "warning: OSTIARY_OPENAI_BASE_URL has no effect without OSTIARY_OPENAI_KEY" in capsys.readouterr().err
+
+
 def command(*words: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run([sys.executable, "-m", "ostiary", *words], stderr=subprocess.PIPE, check=False, **options)
 

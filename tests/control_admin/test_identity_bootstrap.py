@@ -131,7 +131,10 @@ def test_any_text_opens_the_door_as_a_client_would_send_it(on_plane: Any) -> Non
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"deleted": True}, "was deleted"), ({"status": "suspended"}, "is suspended")],
+    [
+        ({"deleted": True}, "was deleted. Unset it."),
+        ({"status": "suspended"}, "is suspended. Unset it, or let an owner activate the user."),
+    ],
 )
 def test_a_deleted_or_suspended_admin_stays_so_and_it_is_said(on_plane: Any, change: Any, reason: str) -> None:
     async def body(plane: Plane) -> None:

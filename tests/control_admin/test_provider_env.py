@@ -80,14 +80,18 @@ def test_bedrock_wins_over_an_anthropic_key() -> None:
     assert provider.settings == BedrockSettings(
         region="us-east-1", access_key=Secret("AKIA"), access_key_secret=Secret("secret"), model="m"
     )
-    [warning] = found.warnings
-    assert warning.startswith("OSTIARY_ANTHROPIC_KEY is ignored because OSTIARY_BEDROCK_")
+    ignored, lacking = sorted(found.warnings)
+    assert ignored.startswith("OSTIARY_ANTHROPIC_KEY is ignored because OSTIARY_BEDROCK_")
+    assert lacking == "without OSTIARY_BEDROCK_SMALL_FAST_MODEL every request to this provider is answered with 503"
 
 
 def test_a_bedrock_endpoint_alone_configures_bedrock_when_it_names_its_region() -> None:
     found = read(OSTIARY_BEDROCK_BASE_URL="https://bedrock-runtime.eu-west-1.amazonaws.com")
     assert found.providers[0].settings == BedrockSettings(region="eu-west-1")
-    assert found.warnings == ()
+    [lacking] = found.warnings
+    assert lacking.startswith("without OSTIARY_BEDROCK_MODEL and OSTIARY_BEDROCK_SMALL_FAST_MODEL every request")
+    both = {"OSTIARY_BEDROCK_MODEL": "m", "OSTIARY_BEDROCK_SMALL_FAST_MODEL": "s"}
+    assert read(OSTIARY_BEDROCK_REGION="eu-west-1", **both).warnings == ()
     unknown = read(OSTIARY_BEDROCK_BASE_URL="https://proxy.example")
     assert unknown.providers[0].settings == BedrockSettings()
     assert "set OSTIARY_BEDROCK_REGION too" in unknown.warnings[0]
@@ -135,7 +139,7 @@ def test_an_indexed_bedrock_takes_the_first_of_several_access_keys() -> None:
     assert isinstance(provider.settings, BedrockSettings)
     assert provider.settings.access_key == Secret("one")
     assert provider.settings.access_key_secret == Secret("s1")
-    assert len(found.warnings) == 4
+    assert len(found.warnings) == 5
     assert "the 2 keys of OSTIARY_PROVIDER_0_KEYS will not be used" in " ".join(found.warnings)
 
 

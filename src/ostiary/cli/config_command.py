@@ -59,7 +59,7 @@ def check(config: ConfigFile = None, gateway: OfGateway = False) -> None:
         loaded = load({}, os.environ, file=config, command=_command(gateway))
     except ConfigError as exc:
         raise Failure(problem_text(exc.problems), 2) from None
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *loaded.provider_warnings):
         note(f"ostiary: warning: {warning}")
     say(_summary(loaded))
 

@@ -322,6 +322,9 @@ class _Reader:
             self.warnings.append(
                 f"{group.variable('BEDROCK_BASE_URL')} alone does not make requests go to Bedrock: set {region} too"
             )
+        elif lacking := [name for name in ("model", "small_fast_model") if not getattr(settings, name)]:
+            names = " and ".join(group.variable(_SETTINGS_VARIABLES[f"settings.{name}"]) for name in lacking)
+            self.warnings.append(f"without {names} every request to this provider is answered with 503")
         return base_url, settings
 
     def _first_key(self, group: _Group, single: str, several: str) -> Secret:

@@ -123,12 +123,12 @@ async def _accept(conn: AsyncConnection, owner: User | None, given: Secret) -> t
         await token_rows.revoke(conn, audit.BOOTSTRAP, token, audit.LOCAL)
     notes = []
     if owner.status != "active":
-        notes.append(_not_used(f"the user {OWNER!r} is suspended"))
+        notes.append(_not_used(f"the user {OWNER!r} is suspended", ", or let an owner activate the user"))
     elif owner.role != "owner":
         log.warning("accepting bootstrap token of a user who is no owner", username=OWNER, role=owner.role)
     return notes, bool(replaced)
 
 
-def _not_used(reason: str) -> Note:
+def _not_used(reason: str, other_cure: str = "") -> Note:
     log.warning("ignoring bootstrap token", reason=reason)
-    return Note(f"{SETTING} opens no door: {reason}. Unset it, or let an owner activate the user.")
+    return Note(f"{SETTING} opens no door: {reason}. Unset it{other_cure}.")
