@@ -235,9 +235,14 @@ def test_probes_are_answered_without_a_token_and_a_body(server: Server, path: st
 
 
 def test_what_a_client_says_of_proxies_is_not_believed(person: Person, server: Server) -> None:
-    """Neither beside a guessed secret: the audit log has the address that the connection came from."""
+    """Neither beside a guessed secret: the audit log has the address that the connection came from, and an id of ours."""
     lies = {"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7", "X-Ostiary-Front-Door": "guess"}
+    lies["X-Request-Id"] = "chosen-by-the-client"
     body = b'{"name": "made-from-afar"}'
     headers = person.bearer | lies | {"Content-Type": "application/json"}
-    assert ask(server.port, "POST", "/api/v2/tokens", headers, body).status == 201
-    assert "203.0.113.7" not in str(server.get("/api/v2/audit"))
+    answer = ask(server.port, "POST", "/api/v2/tokens", headers, body)
+    assert answer.status == 201
+    entries = server.get("/api/v2/audit")
+    assert "203.0.113.7" not in str(entries)
+    assert "chosen-by-the-client" not in str(entries)
+    assert f"{answer.header('x-ostiary-request-id')}" in str(entries)

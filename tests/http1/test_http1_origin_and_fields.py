@@ -146,6 +146,11 @@ def test_what_speaks_of_the_connection_or_to_us_is_not_sent_on() -> None:
     ]
 
 
+def test_the_control_plane_gets_no_word_of_a_client_about_who_asks() -> None:
+    told = (b"X-Forwarded-For: 6.6.6.6", b"X-Request-Id: mine", b"X-Ostiary-Front-Door: guess", b"Accept: */*")
+    assert kept_request_lines(parse_request_head(request(*told)), FRONT_DOOR_DROPPED) == [b"Accept: */*"]
+
+
 @pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
 def test_a_connection_option_cannot_take_the_framing_away(framing: bytes) -> None:
     option = b"Connection: " + framing.partition(b":")[0].lower() + b", close"

@@ -125,7 +125,7 @@ REQUEST_PREFIXES: Final = _prefixes(REQUEST_RULES, "provider")
 CREDENTIALS: Final = _names(REQUEST_RULES, "gateway_key")
 """Not sent beside the gateway's own credential: they hold an Ostiary token or belong to another origin."""
 
-FRONT_DOOR_DROPPED: Final = _names(REQUEST_RULES, "always") | {b"host", b"expect"}
+FRONT_DOOR_DROPPED: Final = _names(REQUEST_RULES, "always") | {b"host", b"expect", b"x-request-id"}
 """Of a request to the control plane, which keeps its framing and its codings."""
 
 RESPONSE_DROPPED: Final = HOP_BY_HOP | {b"alt-svc", b"strict-transport-security"}
