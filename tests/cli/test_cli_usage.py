@@ -66,6 +66,11 @@ def test_no_option_takes_a_secret_as_its_value() -> None:
         (["providers", "lst"], "did you mean"),
         (["config", "show", "--jsn"], "did you mean --json?"),
         (["server", "--lisen", ":1"], "did you mean --listen?"),
+        (["server", "--url", "http://x"], "no such option: --url; it is of `ostiary gateway start` (see"),
+        (["gateway", "start", "--retention", "5d"], "no such option: --retention; it is of `ostiary server` (see"),
+        (["server", "--encryption-keys", "x"], "can read a command line: it is given as OSTIARY_ENCRYPTION_KEYS"),
+        (["server", "--public-url", "x"], "no such option: --public-url (see"),
+        (["tokens", "list", "--retention", "5d"], "no such option: --retention (see"),
         (["users", "create"], "missing argument"),
         (
             ["users", "create", "x", "--role", "king"],

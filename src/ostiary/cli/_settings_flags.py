@@ -56,6 +56,17 @@ def problem_text(problems: tuple[str, ...]) -> str:
     return f"{len(problems)} settings are wrong:\n" + "\n".join(f"  {problem}" for problem in problems)
 
 
+def where_given(option: str, command_path: str) -> str:
+    """Where a setting is given that is no flag of this command; empty when `option` is none of a setting's."""
+    commands: dict[str, Command] = {"ostiary server": "server", "ostiary gateway start": "gateway"}
+    name = next((name for name in SETTINGS if flag(name) == option), "")
+    if not name or command_path not in commands:
+        return ""
+    if name in settings_of(commands[command_path]):
+        return f"everybody on the machine can read a command line: it is given as {variable(name)}"
+    return f"it is of `{next(path for path, of in commands.items() if name in settings_of(of))}`"
+
+
 def _parameter(name: str) -> inspect.Parameter:
     setting = SETTINGS[name]
     default = default_text(name).replace("`", "")

@@ -106,6 +106,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _where_given(option: str, command_path: str) -> str:
+    from ._settings_flags import where_given  # only those who call wrongly wait for it
+
+    return where_given(option, command_path)
+
+
 def _complain(message: str) -> None:
     typer.echo(f"ostiary: {message}", err=True)
 
@@ -120,8 +126,9 @@ def _report_usage(wrong: typer.TyperException) -> int:
     option = getattr(wrong, "option_name", "") or ""
     if option and context is not None:
         known = [name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
-        close = get_close_matches(option, known, n=1)
-        message = f"{message.rstrip('.')}" + (f"; did you mean {close[0]}?" if close else "")
+        close = get_close_matches(option, known, n=1, cutoff=0.65)
+        cure = _where_given(option, context.command_path) or (f"did you mean {close[0]}?" if close else "")
+        message = message.rstrip(".") + (f"; {cure}" if cure else "")
     hint = f" (see: {context.command_path} --help)" if context is not None else ""
     _complain(" ".join(message.split()) + hint)
     return wrong.exit_code
