@@ -33,6 +33,15 @@ def test_every_command_has_help(path: tuple[str, ...], capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_help_shows_no_value_behind_a_flag_that_takes_none(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([*path, "--help"])
+    shown = [line for line in capsys.readouterr().out.splitlines() if "<bool>" in line]
+    assert all("--help" in line for line in shown), shown
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_every_command_shows_an_example_that_names_it(path: tuple[str, ...]) -> None:
     text = LEAVES[path].help
     assert "Example" in text

@@ -28,11 +28,21 @@ class LazyCommand(TyperCommand):
         app = cast("typer.Typer", import_module(self._module).app)
         command = cast("TyperCommand | TyperGroup", get_command(app))
         command.name = self.name
+        _show_flags_as_such(command)
         return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command: the group runs whatever command the context names."""
         return self.load().make_context(info_name, args, parent, **extra)
+
+
+def _show_flags_as_such(command: Any) -> None:
+    """In help a flag has no type behind it: `--demo <bool>` reads as if it took a value, which is refused."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    for child in getattr(command, "commands", {}).values():
+        _show_flags_as_such(child)
 
 
 def lazy_group(entries: Mapping[str, Entry]) -> type[TyperGroup]:

@@ -21,6 +21,7 @@ They go before each other in this order, and what none of them gives has its def
 - The file is the one of `--config` or `OSTIARY_CONFIG`, else `./ostiary.toml`, else `/etc/ostiary/ostiary.toml`.
 - Durations have a unit: `250ms`, `5s`, `10m`, `1h30m`, `60d`. Sizes: `32MiB`, `1GB`, or plain bytes. Lists: commas.
 - Addresses are `HOST:PORT`; `[::1]:4000` for IPv6, `:4000` for all addresses, port `0` for any free one.
+- A flag of a setting that is true or false takes no value: `--demo` is true, `--no-allow-byok` is false.
 - An empty variable counts as not set.
 - All wrong settings are reported together, each with what is allowed. An unknown flag or file key stops the start, an
   unknown variable beginning with `OSTIARY_` is a warning.

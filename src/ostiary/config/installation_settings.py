@@ -184,7 +184,13 @@ class InstallationSettings(BaseModel):
         ),
     ] = False
     fake_listen: Annotated[
-        Address, Setting(_PROCESS, values.listen(), "Where the fake provider of `demo` listens.", only="server")
+        Address,
+        Setting(
+            _PROCESS,
+            values.listen(),
+            "Where the fake provider of `demo` listens; at any free port when that one is taken.",
+            only="server",
+        ),
     ] = Address("127.0.0.1", 4010)
 
     database_url: Annotated[
