@@ -277,6 +277,9 @@ def test_an_untrusted_certificate_says_how_to_trust_it_and_that_works(
             pytest.raises(Failure, match=r"not trusted: .*; name its CA with SSL_CERT_FILE=ca\.pem"),
         ):
             one.get("/")
+        in_clear = Place(place.url.replace("https", "http"), place.token, place.url_origin, place.token_origin)
+        with Client(in_clear) as one, pytest.raises(Failure, match="Then set OSTIARY_URL to https://…"):
+            one.get("/")
         monkeypatch.setenv("SSL_CERT_FILE", str(home / "ca.pem"))
         with Client(place) as one, pytest.raises(Failure, match="answers 501"):
             one.get("/")

@@ -106,6 +106,7 @@ def test_a_provider_is_disabled_enabled_and_removed(do: Do) -> None:
         (["add", "docs", "--type", "openai"], "NAME is reserved"),
         (["add", "x", "--type", "opena"], "'openai'"),
         (["add", "x", "--type", "azure", "--no-key"], "--base-url is needed"),
+        (["add", "x", "--type", "openai"], "a key is needed: --key-env VARIABLE or --key-file FILE, or --no-key"),
         (["edit", "x", "--replace-keys"], "--replace-keys needs the new keys"),
     ],
 )
@@ -150,6 +151,8 @@ def test_the_plan_tells_what_a_start_would_do(do: Do, monkeypatch: pytest.Monkey
     do("providers", "remove", "other", "--yes")
     assert "it was deleted" in do("providers", "plan").out
     assert "insert" in do("providers", "plan", "--offline").out
+    monkeypatch.setenv("OSTIARY_URL", "http://127.0.0.1:1")
+    assert "Before a first start: --offline" in do("providers", "plan", status=1).err
 
 
 def test_the_audit_log_names_who_did_what(do: Do) -> None:
@@ -194,6 +197,8 @@ def test_calls_are_listed_and_shown_with_everything_recorded(do: Do, recorded: t
     assert "running" in out.splitlines()[1]
     assert "claude-x" in out.splitlines()[2]
     assert len(do("interceptions", "list", "-q", "provider_name:other", "--json").json) == 1
+    assert do("interceptions", "list", "-q", "provider_name:none").err == "no calls match provider_name:none\n"
+    assert do("sessions", "list", "-q", "provider_name:none").err == "no sessions match provider_name:none\n"
     shown = do("interceptions", "show", first).out
     for expected in (
         "completed 200",

@@ -254,7 +254,8 @@ class Client:
             return f"cannot reach {where}: {text}; is `ostiary server` running? For another server set OSTIARY_URL"
         if isinstance(exc, httpx.TimeoutException):
             return f"{url} took the request and did not answer in time; see the server's log"
-        return f"the connection to {url} broke ({type(exc).__name__}); see the server's log"
+        tls = "; does it speak TLS? Then set OSTIARY_URL to https://…" if url.startswith("http://") else ""
+        return f"the connection to {where} broke ({type(exc).__name__}){tls}; see the server's log"
 
     def _refusal(self, answer: httpx.Response) -> str:
         try:

@@ -13,6 +13,7 @@ from .output import (
     count,
     indented,
     local_time,
+    nothing_recorded,
     one_line,
     print_fields,
     print_json,
@@ -74,7 +75,7 @@ def list_interceptions(
         *("OUTCOME", Column("STATUS", right=True, drop=1), Column("IN", right=True, drop=4)),
         *(Column("OUT", right=True, drop=5), Column("TOOK", right=True, drop=3)),
     )
-    print_table(columns, rows, "no calls yet; point a client at <server>/api/v2/ai-gateway/<provider>")
+    print_table(columns, rows, nothing_recorded("calls", query))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "
@@ -72,6 +72,13 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for line in table_lines([Column(one) if isinstance(one, str) else one for one in columns], texts, width):
         say(line)
+
+
+def nothing_recorded(what: str, query: str | None) -> str:
+    """What an empty list of the record says: that nothing matches is not that there is nothing."""
+    if query:
+        return f"no {what} match {one_line(query)}"
+    return f"no {what} yet; point a client at <server>/api/v2/ai-gateway/<provider>"
 
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:

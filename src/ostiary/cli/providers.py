@@ -1,5 +1,6 @@
 """`ostiary providers`."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from ostiary.core.providers import ProviderType
 from ._app import new_app
 from ._settings_flags import ConfigFile, load_or_fail
 from .client import Client, segment
-from .failure import wrong_usage
+from .failure import Failure, Refused, wrong_usage
 from .given import confirm, prompt_secret, read_json_object, read_keys
 from .key_health import keys
 from .output import AsJson, Column, ago, note, print_fields, print_json, print_table, say
@@ -133,6 +134,10 @@ def add(
     if no_key and keys:
         wrong_usage("--no-key and a key contradict each other")
     if not keys and not no_key and kind not in _KEYLESS:
+        if not sys.stdin.isatty():
+            wrong_usage(
+                "a key is needed: --key-env VARIABLE or --key-file FILE, or --no-key when people bring their own"
+            )
         asked = prompt_secret(f"Key of {name} (empty for none)")
         keys = [asked.reveal()] if asked else []
     body: dict[str, Any] = {
@@ -293,8 +298,7 @@ def plan_(
         note(f"ostiary: warning: {warning}")
     rows: list[dict[str, Any]] = []
     if not offline:
-        with Client.here() as client:
-            rows = client.get(_PATH, deleted="true")
+        rows = _rows_to_compare()
     steps = describe(loaded.provider_environment, rows)
     status = stops(steps, loaded.settings.on_drift)
     if as_json:
@@ -307,6 +311,17 @@ def plan_(
     if status:
         note("the start would stop: change the provider, remove the variables, or set OSTIARY_ON_DRIFT=warn")
     return status
+
+
+def _rows_to_compare() -> list[dict[str, Any]]:
+    try:
+        with Client.here() as client:
+            rows: list[dict[str, Any]] = client.get(_PATH, deleted="true")
+    except Refused:
+        raise
+    except Failure as failure:
+        raise Failure(f"{failure.message}. Before a first start: --offline", failure.status) from None
+    return rows
 
 
 def _one(name: str) -> str:

@@ -14,6 +14,7 @@ from .output import (
     count,
     indented,
     local_time,
+    nothing_recorded,
     one_line,
     print_fields,
     print_json,
@@ -67,7 +68,7 @@ def list_sessions(
         *(Column("THREADS", right=True, drop=1), Column("IN", right=True, drop=4), Column("OUT", right=True, drop=5)),
         *(Column("ACTIVE", drop=2), Column("LAST PROMPT", cut=True)),
     )
-    print_table(columns, rows, "no sessions yet; point a client at <server>/api/v2/ai-gateway/<provider>")
+    print_table(columns, rows, nothing_recorded("sessions", query))
 
 
 @app.command()
