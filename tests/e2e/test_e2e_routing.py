@@ -222,6 +222,9 @@ def test_a_providers_short_path_is_the_standalone_gateways_alone(person: Person,
     answer = ask(person.server.port, "POST", "/openai/v1/chat/completions", person.bearer, CHAT.body())
     assert answer.status == 404
     assert fake.requests(limit=0)["count"] == reached
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{person.server.port}/v1", api_key=person.token)
+    with pytest.raises(openai.NotFoundError, match="Model calls go to /api/v2/ai-gateway/<provider>"):
+        client.models.list()
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

@@ -63,6 +63,12 @@ _LOCATED_LONGEST: Final = 256
 """Bytes of a path that is remembered."""
 _FIRST_REQUEST_SECONDS: Final = 0.5
 _DRAIN_STEP: Final = 0.01
+_NOTHING_HERE: Final = Refusal(
+    404,
+    "unknown_path",
+    "There is nothing at this path. This gateway serves /api/v2/ai-gateway/<provider>/... and /<provider>/...; "
+    "the API is at its server.",
+)
 
 
 class LiveExchange(Protocol):
@@ -171,7 +177,7 @@ class Worker:
             self._live.add(relay)
             relay.begin(self._control)
         else:
-            self._answer(connection, path, Refusal(404, "unknown_path", "There is nothing at this path."))
+            self._answer(connection, path, _NOTHING_HERE)
 
     def _lacks_certificate(self, connection: ClientConnection, path: bytes) -> bool:
         """Gateways show a certificate when `client_ca_file` says so; everybody else may."""
