@@ -297,6 +297,16 @@ def test_azures_client() -> None:
     assert (entry.path, entry.query) == ("/openai/deployments/mine/embeddings", "api-version=2024-10-21")
 
 
+@pytest.mark.parametrize("path", ["/openai/v1/chat/completions", "/openai/deployments/mine/chat/completions"])
+def test_azure_serves_a_model_of_any_name_below_either_prefix(path: str) -> None:
+    async def run() -> httpx.Response:
+        async with await serve() as fake, httpx.AsyncClient() as client:
+            body = {"model": "mine", "messages": [{"role": "user", "content": "hi"}]}
+            return await client.post(fake.url + path, json=body, headers={"Api-Key": "sk-good"})
+
+    assert asyncio.run(run()).json()["choices"][0]["message"]["content"] == "hi"
+
+
 def test_copilots_paths() -> None:
     async def use(fake: FakeServer, client: httpx.AsyncClient) -> dict[str, int]:
         chat = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "hello"}]}

@@ -371,7 +371,7 @@ class _Performance:
 def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.HttpRequestParser") -> Turn:
     key = control = mark = accept = form_type = ""
     copilot = False
-    anthropic = signed = False
+    anthropic = azure = signed = False
     for name, value in headers:
         slot = _INTERESTING.get(name) or _INTERESTING.get(name.lower())
         if slot is None:
@@ -383,7 +383,8 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
             key = credential.strip() if scheme.lower() == "bearer" else signer_of(text) if signed else key
         elif slot == "key":
             key = text
-            anthropic = anthropic or name.lower() == b"x-api-key"
+            azure = name.lower() == b"api-key"
+            anthropic = anthropic or not azure
         elif slot == "control":
             control = text
         elif slot == "mark":
@@ -401,7 +402,8 @@ def _turn(url: bytes, headers: list[tuple[bytes, bytes]], parser: "httptools.Htt
     client = Client(method, parser.get_http_version() == "1.0", parser.should_keep_alive(), accept)
     path, _, query = target.partition("?")
     aws = None
-    if not form_type and is_for_aws(path, signed=signed):  # AWS takes no forms, Azure's `/openai/` does
+    azure = azure and path.startswith("/openai/")  # Mantle has such paths too, but takes no `api-key`
+    if not form_type and not azure and is_for_aws(path, signed=signed):  # AWS takes no forms, Azure does
         aws = AwsRequest(method, target, headers, key, signed, control)
     request = Request(method, path, key, control, mark, anthropic, client, aws, query, form_type, copilot)
     return Turn(target, headers, request)
