@@ -294,6 +294,13 @@ def test_the_user_is_kept_from_start_to_start(open_directory: Path) -> None:
     assert pgbin.server_user(pg_dir).name == "daemon"
 
 
+def test_a_user_without_a_name_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobodys = next(uid for uid in range(54321, 65000) if uid not in {entry.pw_uid for entry in pwd.getpwall()})
+    monkeypatch.setattr(os, "geteuid", lambda: nobodys)
+    with pytest.raises(PostgresError, match=rf"knows none of uid {nobodys}: .* or set OSTIARY_DATABASE_URL"):
+        pgbin.server_user(tmp_path / "pg")
+
+
 def test_the_log_is_bounded(data_dir: Path) -> None:
     with _running(data_dir) as server:
         log = data_dir / "log/postgres.log"

@@ -67,6 +67,11 @@ def server_user(pg_dir: Path) -> ServerUser:
                 f"{pg_dir} belongs to uid {owner}, not to this user: start as root as before, or give this user the "
                 f"whole data directory (chown -R {os.geteuid()} {pg_dir.parent})"
             )
+        if not _is_known(os.geteuid()):  # as in a container that is started with any `--user`
+            raise PostgresError(
+                f"PostgreSQL runs as a user with a name only, and this system knows none of uid {os.geteuid()}: give it "
+                "one (a line in /etc/passwd), start Ostiary as another user, or set OSTIARY_DATABASE_URL"
+            )
         return ServerUser(os.geteuid(), os.getegid(), switch=False)
     for key in (owner,) if owner else _PREFERRED_USERS:
         try:
@@ -79,6 +84,14 @@ def server_user(pg_dir: Path) -> ServerUser:
         f"PostgreSQL does not run as root and this system does not know {wanted}: create the user, start Ostiary as "
         "another user, or set OSTIARY_DATABASE_URL"
     )
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def spawn_options(user: ServerUser, directory: Path, death_signal: signal.Signals) -> dict[str, Any]:
