@@ -158,11 +158,14 @@ def provider_variables(environ: Mapping[str, str]) -> dict[str, Secret]:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?`, or nothing when no known name is close. A prefix in common makes none close."""
-    split = _split_prefix(word)
-    prefix, own = split or ("", word)
-    candidates = [name[len(prefix) :] for name in known if name.startswith(prefix)]
-    close = get_close_matches(own, candidates, n=1, cutoff=0.7)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    prefix, own = _split_prefix(word) or ("", word)
+    names: dict[str, str] = {}
+    for name in known:
+        its_prefix, rest = _split_prefix(name) or ("", name)
+        if its_prefix == prefix or rest not in names:
+            names[rest] = name
+    close = get_close_matches(own, names, n=1, cutoff=0.7)
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def _split_prefix(name: str) -> tuple[str, str] | None:
