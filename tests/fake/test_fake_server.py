@@ -6,6 +6,8 @@ import hashlib
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +25,18 @@ from tests.support.fake_provider import fake_provider
 
 CHAT = "/v1/chat/completions"
 LONG = 30.0
+
+
+@pytest.mark.parametrize("command", [["-m", "ostiary.fake"], ["-m", "ostiary", "fake-provider"]], ids=" ".join)
+def test_a_second_one_does_not_share_the_port_of_the_first(command: list[str]) -> None:
+    with fake_provider() as first:
+        address = first.url.removeprefix("http://")
+        second = subprocess.run(
+            [sys.executable, *command, "--listen", address], capture_output=True, text=True, timeout=LONG, check=False
+        )
+        assert second.returncode in (1, 2)
+        assert "in use" in second.stderr
+        assert "Traceback" not in second.stderr
 
 
 class Wire:

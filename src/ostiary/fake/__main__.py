@@ -22,9 +22,14 @@ def main() -> int:
     parser.add_argument("--ledger-file", default="")
     given = parser.parse_args()
     host, _, port = given.listen.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        parser.error(f"--listen must be HOST:PORT; it is {given.listen!r}")
     tls = TLSFiles(given.tls_cert_file, given.tls_key_file) if given.tls_cert_file else None
     settings = FakeSettings(tls=tls, ledger=given.ledger, ledger_file=given.ledger_file)
-    return uvloop.run(run_command(host.strip("[]"), int(port), settings, _announce))
+    try:
+        return uvloop.run(run_command(host.strip("[]"), int(port), settings, _announce))
+    except OSError as error:
+        parser.error(f"cannot serve on {given.listen}: {error}")
 
 
 def _announce(url: str) -> None:
