@@ -1,10 +1,13 @@
 """link/client.py against a real server: what travels, and what each failure means."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
@@ -200,3 +203,29 @@ def test_the_grace_runs_from_the_last_answer() -> None:
     assert not connection.failed()
     assert connection.losses == 1
     assert Connection(lambda: now, grace=60.0, last_success=690.0).grace_left == 50.0
+
+
+@pytest.mark.parametrize(
+    ("trusted", "own", "said"),
+    [(False, False, "name it with control_ca_file"), (True, True, "basicConstraints=critical,CA:FALSE")],
+)
+def test_a_certificate_that_is_not_accepted_says_how_it_would_be(
+    trusted: bool, own: bool, said: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    shown = authority if own else authority.issue_cert("127.0.0.1")
+    chain = [authority.cert_pem] if own else shown.cert_chain_pems
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    shown.private_key_pem.write_to_path(str(tmp_path / "server.pem"))
+    for blob in chain:
+        blob.write_to_path(str(tmp_path / "server.pem"), append=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+
+    async def main() -> str:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, ControlClient(url, Secret(KEY), str(tmp_path / "ca.pem") if trusted else "") as client:
+            return str(await failure_of(client))
+
+    assert said in uvloop.run(main())

@@ -56,6 +56,12 @@ RECORD_TIMEOUT = 75.0
 MAX_ANSWER = 64 * 1024**2
 _MAX_ERROR_BODY = 64 * 1024
 _MAX_MESSAGE = 300
+_CERTIFICATE_CURES = {
+    "UnknownIssuer": "the server's certificate is of a CA that is not trusted: name it with control_ca_file",
+    "CaUsedAsEndEntity": "the server's certificate is that of a CA: let it issue one for the server, or make a "
+    "self-signed one with `openssl req -x509 -addext basicConstraints=critical,CA:FALSE`",
+}
+"""By the word that the TLS library has for it."""
 
 _Answer = TypeVar("_Answer", bound=Message)
 _Service = TypeVar("_Service", bound=ConnectClient)
@@ -234,7 +240,8 @@ def _failure(error: ConnectError) -> ControlFailure:
     cause = error.__cause__
     if isinstance(cause, _PlainAnswer):
         return ControlFailure(error.code, error.message, cause.status)
-    return ControlFailure(error.code, error.message, unreached=cause is not None)
+    cure = next((text for word, text in _CERTIFICATE_CURES.items() if word in error.message), "")
+    return ControlFailure(error.code, cure or error.message, unreached=cause is not None)
 
 
 def _check_cancelled() -> None:
