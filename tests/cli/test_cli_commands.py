@@ -217,7 +217,7 @@ def test_a_call_is_explained_as_a_timeline(do: Do, recorded: tuple[str, str]) ->
     assert lines[lines.index("edits") + 1] == "stream_options"
     assert lines[-3:] == [
         "0.000 +0.000 token known",
-        "0.900 +0.900 attempt 1 with sk-b...wxyz on a new connection answered 200",
+        "0.900 +0.900 attempt 1 with sk-b...wxyz on a new connection -> answered 200",
         "1.000 +0.100 provider's head here",
     ]
 

@@ -99,8 +99,8 @@ def test_a_trace_reads_as_a_timeline() -> None:
     )
     assert [" ".join(line.split()) for line in lines] == [
         "0.120 +0.120 token known",
-        "0.300 +0.180 attempt 1 with sk-a...x on a new connection failed: refused",
-        "0.700 +0.400 attempt 2 on an open connection answered 200",
+        "0.300 +0.180 attempt 1 with sk-a...x on a new connection -> failed: refused",
+        "0.700 +0.400 attempt 2 on an open connection -> answered 200",
         "0.900 +0.200 something",
     ]
     text = "\n".join(trace_lines({"candidates": [["sk-a", "cooling"], ["sk-b", ""]], "edits": ["model"]}))

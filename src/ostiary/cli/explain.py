@@ -79,12 +79,14 @@ def timeline(stages: dict[str, int], attempts: list[dict[str, Any]]) -> list[str
 
 
 def _attempt(number: int, attempt: dict[str, Any]) -> str:
-    parts = [f"attempt {number}"]
+    """At the moment when it was made; what became of it stands behind the arrow."""
+    made = [f"attempt {number}"]
     if attempt.get("key_hint"):
-        parts.append(f"with {one_line(attempt['key_hint'])}")
-    parts.append("on an open connection" if attempt.get("reused_connection") else "on a new connection")
+        made.append(f"with {one_line(attempt['key_hint'])}")
+    made.append("on an open connection" if attempt.get("reused_connection") else "on a new connection")
+    became = []
     if attempt.get("status"):
-        parts.append(f"answered {attempt['status']}")
+        became.append(f"answered {attempt['status']}")
     if attempt.get("error"):
-        parts.append(f"failed: {one_line(attempt['error'])}")
-    return " ".join(parts)
+        became.append(f"failed: {one_line(attempt['error'])}")
+    return " ".join(made) + (f" -> {', '.join(became)}" if became else "")

@@ -111,7 +111,7 @@ async def find_user(conn: AsyncConnection, id_or_name: str, *, lock: bool = Fals
     query = select(*_COLUMNS).where(matches, ~users.c.deleted)
     row = (await conn.execute(query.with_for_update(key_share=True) if lock else query)).mappings().one_or_none()
     if row is None:
-        raise ApiError(404, "User not found.", "GET /api/v2/users lists them.")
+        raise ApiError(404, "User not found.", "`ostiary users list` or GET /api/v2/users lists them.")
     return User(**row)
 
 

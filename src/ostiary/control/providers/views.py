@@ -103,7 +103,9 @@ async def find_row(conn: AsyncConnection, id_or_name: str) -> RowMapping:
         found = ai_providers.c.name == id_or_name
     row: RowMapping | None = (await conn.execute(live_rows().where(found))).mappings().one_or_none()
     if row is None:
-        raise ApiError(404, "AI provider not found.", "GET /api/v2/ai/providers lists them.")
+        raise ApiError(
+            404, "AI provider not found.", "`ostiary providers list` or GET /api/v2/ai/providers lists them."
+        )
     return row
 
 
