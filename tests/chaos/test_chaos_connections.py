@@ -155,6 +155,7 @@ def test_when_descriptors_run_out_idle_connections_make_room_and_busy_ones_stay(
             answer = connection.answer()
             assert (answer.status, answer.header("retry-after")) == (503, "1")
             assert FULL in answer.body
+            assert answer.header("x-ostiary-request-id")
             assert connection.at_end()
         for number in range(1, 4):
             assert served.answer().status == 200, "who is served goes on to be"

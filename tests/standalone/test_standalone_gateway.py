@@ -286,6 +286,7 @@ def test_no_way_of_writing_a_path_leads_around_the_client_certificate(
             first, second = (one.post(server.url, json={}, extensions=raw) for one in (without, with_it))
             if first.status_code == 400:
                 assert "a client certificate is needed" in first.text
+                assert first.headers["x-ostiary-request-id"]
             return first.status_code, second.status_code
 
         exact = "/ostiary.v1.ProviderConfigurator/GetAIProviders"

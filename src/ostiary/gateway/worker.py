@@ -63,6 +63,7 @@ _LOCATED_LONGEST: Final = 256
 """Bytes of a path that is remembered."""
 _FIRST_REQUEST_SECONDS: Final = 0.5
 _DRAIN_STEP: Final = 0.01
+_NO_CERTIFICATE: Final = Refusal(400, "no_client_certificate", "A client certificate is needed here.")
 _NOTHING_HERE: Final = Refusal(
     404,
     "unknown_path",
@@ -170,8 +171,8 @@ class Worker:
             status = b"200 OK" if ready else b"503 Service Unavailable"
             connection.answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
         elif self._control is not None and self._lacks_certificate(connection, path):
-            self.metrics.refused("no_client_certificate")
-            connection.answer(*NO_CERTIFICATE)
+            answer_head, body = NO_CERTIFICATE
+            connection.answer(answer_head + self._refused(_NO_CERTIFICATE, path), body)
         elif self._control is not None:
             relay = FrontDoorExchange(self, connection, head)
             self._live.add(relay)
@@ -186,9 +187,7 @@ class Worker:
         return not connection.transport.get_extra_info("peercert")
 
     def head_refused(self, connection: ClientConnection, error: HeadError) -> bytes:  # noqa: ARG002 - part of the interface
-        refusal = Refusal(error.status, "bad_head", error.reason)
-        body = error_body("rest", refusal)
-        return refusal_head(refusal, len(body), self._refused(refusal, b"") + b"Connection: close\r\n") + b"\r\n" + body
+        return self._last_answer(Refusal(error.status, "bad_head", error.reason))
 
     def crowded(self, closed: int) -> bytes:
         """Clients have as many connections as there are descriptors for."""
@@ -200,10 +199,11 @@ class Worker:
         if closed:
             return b""
         text = "This gateway has as many connections as it may open files for. Try again in a moment."
-        refusal = Refusal(503, "connections", text, retry_after=1)
-        self.metrics.refused(refusal.reason)
+        return self._last_answer(Refusal(503, "connections", text, retry_after=1))
+
+    def _last_answer(self, refusal: Refusal) -> bytes:
         body = error_body("rest", refusal)
-        return refusal_head(refusal, len(body), b"Connection: close\r\n") + b"\r\n" + body
+        return refusal_head(refusal, len(body), self._refused(refusal, b"") + b"Connection: close\r\n") + b"\r\n" + body
 
     def _leave_descriptors(self) -> None:
         """Clients get those that nothing else has or may soon need. The limit may be changed from outside."""
