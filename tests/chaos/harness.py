@@ -137,7 +137,8 @@ class Site:
         if kind == "supervisor":
             assert machine.process is not None
             return machine.process.pid
-        pids = eventually(lambda: machine.children(kind), what=lambda: f"a {kind} runs: {machine.tail()}")
+        # one that died young again and again is waited with for 10 s, and a load in this process makes each look take seconds
+        pids = eventually(lambda: machine.children(kind), within=60, what=lambda: f"a {kind} runs: {machine.tail()}")
         return chance.choice(sorted(pids)) if chance else pids[0]
 
     def await_link(self, *, within: float = 60.0) -> None:
