@@ -148,6 +148,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_the_next_start_serves_th
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {OWNER_TOKEN}"}, timeout=20) as client:
         body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "before"}]}
         made = client.post(demo, json=body).headers["x-ostiary-interception-id"]
+        client.get("/healthz")  # by the same worker, which answers it once the call's end is in the journal
     server.process.kill()
     server.process.wait(30)
     eventually(lambda: not [pid for pid in family if alive(pid)], what="all have ended with their supervisor")

@@ -83,15 +83,17 @@ def _live(source: Source, first: Look, interval: float) -> None:
 
     console = Console(highlight=False)
     with (
-        _ended_by_signal(),
+        _ended_by_signal() as ending,
         Live(console=console, screen=True, auto_refresh=False, transient=True, redirect_stderr=False) as live,
     ):
         look = first
-        while True:
+        while not ending.signalled:
             lines = frame(look, datetime.now(UTC), console.width, console.height)
             live.update(_text(lines), refresh=True)
-            time.sleep(interval)
-            look = source.look()
+            with ending.waiting():
+                if not ending.signalled:
+                    time.sleep(interval)
+                    look = source.look()
 
 
 def _text(lines: list[Line]) -> "Text":
@@ -103,15 +105,36 @@ def _text(lines: list[Line]) -> "Text":
     return text
 
 
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+class _Ending:
+    """A signal ends a wait, but never the drawing of a frame: that would leave the terminal in the middle of it. One that
+    comes while the interpreter cleans up raises nothing that lasts, and is known all the same."""
 
-    before = signal.signal(signal.SIGTERM, end)
+    def __init__(self) -> None:
+        self.signalled = False
+        self._waiting = False
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.signalled = True
+        if self._waiting:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        try:
+            self._waiting = True
+            yield
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._waiting = False
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[_Ending]:
+    ending = _Ending()
+    before = {number: signal.signal(number, ending.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except KeyboardInterrupt:
-        pass
+        yield ending
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
