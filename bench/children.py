@@ -101,6 +101,20 @@ def _command(process: "subprocess.Popen[bytes]") -> str:
     return " ".join(map(str, process.args[:3])) if isinstance(process.args, list) else str(process.args)
 
 
+@contextmanager
+def busy(core: frozenset[int]) -> Iterator[None]:
+    """A loop keeps a core busy meanwhile."""
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", "while True: pass"], stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+    )
+    machine.pin(process.pid, core)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=0.5).close()

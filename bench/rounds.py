@@ -5,12 +5,15 @@ Rules
 - CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it. Of what stands around
   them it is taken when all that the round has left to do is done, before the next target has its turn.
 - Memory is at hand when a round begins (`machine.have_memory_at_hand`).
+- The core beside the worker's is busy in every round: with what stands around the worker, where nothing does with a loop. Two
+  cores of a virtual machine are now and then two threads of one real core, and then each costs the other speed.
 - Latency is taken from all targets in the same seconds, a call at each in turn, and what is added over the first of them
   is a difference within a round: what disturbs one disturbs all.
 - An error in a round stops the benchmark: a relay that fails fast would look fast.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
@@ -178,7 +181,9 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     machine.have_memory_at_hand()
     before = {pid: machine.cpu_seconds(pid) for pid in target.workers}
     around = {name: machine.tree_cpu_seconds(pid) for name, pid in target.around.items()}
-    told = children.run_load(order, cores.load)
+    alone = cores.pinned and not target.around
+    with children.busy(cores.second) if alone else nullcontext():
+        told = children.run_load(order, cores.load)
     used = {pid: machine.cpu_seconds(pid) - before[pid] for pid in target.workers}
     _check(target, told)
     settle(target)
