@@ -316,13 +316,8 @@ class Supervisor:
         if link.records_left is None and not refused:
             self._unclean(f"the link ended without a word: what it has not shipped stays in {where} for the next start")
         elif link.records_left:
-            many = link.records_left > 1
-            left = (
-                f"{link.records_left} records are not shipped: they stay"
-                if many
-                else "1 record is not shipped: it stays"
-            )
-            self._unclean(f"{left} in {where} for the next start")
+            left, stay = ("record is", "it stays") if link.records_left == 1 else ("records are", "they stay")
+            self._unclean(f"{link.records_left} {left} not shipped: {stay} in {where} for the next start")
 
     def _unclean(self, message: str) -> None:
         if not self._status:

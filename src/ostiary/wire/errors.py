@@ -65,12 +65,15 @@ def classify(format: Format, status: int, error: ProviderError | None) -> ErrorT
     return _GENERAL.get(code) or _GENERAL.get(kind) or "unknown"
 
 
+_PLAIN: Final = (b"", b"text/plain")
+
+
 def read_error(format: Format, content_type: bytes, body: bytes) -> ProviderError:  # noqa: A002 - its name
     """What the body of an error answer says, without content coding: JSON of any shape, or plain text."""
     error = None
     if body.lstrip()[:1] in (b"{", b"["):
         try:
-            error = read_body(format, body, "none").error or _said_otherwise(format, body)
+            error = _error_facts(format, body).error
         except ValueError:
             error = None
     if error is None:
@@ -99,20 +102,18 @@ def error_observer(
     return BodyObserver(lambda body: _error_facts(format, body), decoder, memory)
 
 
-_PLAIN: Final = (b"", b"text/plain")
-
-
 def _media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip().lower()
 
 
-def _error_facts(format: Format, body: bytes) -> ResponseFacts:  # noqa: A002 - its name
-    facts = read_body(format, body, "none")
-    error = None if facts.error is not None else _said_otherwise(format, body)
+def _error_facts(wire_format: Format, body: bytes) -> ResponseFacts:
+    """Raises `ValueError` for what is no JSON."""
+    facts = read_body(wire_format, body, "none")
+    error = None if facts.error is not None else _said_otherwise(wire_format, body)
     return facts if error is None else ResponseFacts(error=error)
 
 
-def _said_otherwise(format: Format, body: bytes) -> ProviderError | None:  # noqa: A002 - its name
+def _said_otherwise(wire_format: Format, body: bytes) -> ProviderError | None:
     """An error in neither shape: Google's is the only element of a list, Mistral and FastAPI (vLLM and others) have their
     words at the top, in `message` or `detail`, as a text or as a list of what is wrong."""
     try:
@@ -121,7 +122,7 @@ def _said_otherwise(format: Format, body: bytes) -> ProviderError | None:  # noq
         return None
     if isinstance(document, list):
         document = document[0] if document else None
-        error = read_body(format, msgspec.json.encode(document), "none").error
+        error = read_body(wire_format, msgspec.json.encode(document), "none").error
         if error is not None:
             return error
     if not isinstance(document, dict):

@@ -93,9 +93,8 @@ async def _http_exception(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)
     if exc.status_code == 404:
         message, detail = "Not found.", f"There is nothing at {request.url.path}; the API is described at /docs."
-        if not request.url.path.startswith(
-            "/api/"
-        ):  # a client whose base URL lacks the provider shows the message alone
+        if not request.url.path.startswith("/api/"):
+            # a client whose base URL lacks the provider shows the message alone
             message = "Not found. Model calls go to /api/v2/ai-gateway/<provider>/…, see `ostiary providers list`."
     elif exc.status_code == 405:
         message, detail = "Method not allowed.", f"{request.url.path} does not take {request.method}."
