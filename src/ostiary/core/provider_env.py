@@ -322,8 +322,8 @@ class _Reader:
             self.warnings.append(
                 f"{group.variable('BEDROCK_BASE_URL')} alone does not make requests go to Bedrock: set {region} too"
             )
-        elif lacking := [name for name in ("model", "small_fast_model") if not getattr(settings, name)]:
-            names = " and ".join(group.variable(_SETTINGS_VARIABLES[f"settings.{name}"]) for name in lacking)
+        elif settings.lacking:
+            names = " and ".join(group.variable(_SETTINGS_VARIABLES[f"settings.{name}"]) for name in settings.lacking)
             self.warnings.append(f"without {names} every request to this provider is answered with 503")
         return base_url, settings
 

@@ -101,6 +101,12 @@ class BedrockSettings(_Settings, frozen=True, tag="bedrock", omit_defaults=True)
         """The model names never count: they have deployment defaults (reference C.2)."""
         return bool(self.region or self.role_arn or self.access_key or self.access_key_secret)
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The models that requests need and that are not set; Mantle takes the client's."""
+        needed = () if self.protocol == "mantle" else ("model", "small_fast_model")
+        return tuple(name for name in needed if not getattr(self, name))
+
 
 ProviderSettings = OpenAISettings | AnthropicSettings | BedrockSettings
 

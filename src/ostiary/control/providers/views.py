@@ -149,7 +149,6 @@ def _warnings(kind: ProviderType, settings: ProviderSettings | None, keys: list[
     """What makes gateways refuse requests to a provider that has nothing wrong in it."""
     if takes_keys(kind, settings) and not keys:
         yield "no keys: only requests with a credential of their own are served"
-    if isinstance(settings, BedrockSettings) and settings.configured and settings.protocol != "mantle":
-        lacking = [name for name in ("model", "small_fast_model") if not getattr(settings, name)]
-        if lacking:
-            yield f"no {' and no '.join(lacking)} in its settings: every request is answered with 503 until they are set"
+    if isinstance(settings, BedrockSettings) and settings.configured and settings.lacking:
+        lacking = " and no ".join(settings.lacking)
+        yield f"no {lacking} in its settings: every request is answered with 503 until they are set"

@@ -81,10 +81,9 @@ def _invoke_model(
 ) -> RuntimeProvider:
     if not settings.region and not spec.base_url:
         raise BuildError("region or base url required: set `region` in its settings, e.g. us-east-1")
-    for name in ("model", "small_fast_model"):
-        if not getattr(settings, name):
-            said = name.replace("_", " ")
-            raise BuildError(f"{said} required: set `{name}` in its settings to the id of a model on Bedrock")
+    for name in settings.lacking:
+        said = name.replace("_", " ")
+        raise BuildError(f"{said} required: set `{name}` in its settings to the id of a model on Bedrock")
     china = ".cn" if settings.region.startswith("cn-") else ""
     base_url = spec.base_url or f"https://bedrock-runtime.{settings.region}.amazonaws.com{china}"
     origin, path, query = _split(base_url)
