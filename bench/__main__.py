@@ -24,7 +24,7 @@ from .table import rows
 
 _QUICK_LEAVES_OUT = ("workers", "soak", "gateways", "builds")
 _COMMANDS = ("main", "stages", "growth")
-_PARTS_OF: dict[str, tuple[str, ...]] = {"main": tuple(parts.PARTS), "growth": growth.NAMES, "stages": (), "all": ()}
+_PARTS_OF: dict[str, tuple[str, ...]] = {"main": tuple(parts.TITLES), "growth": growth.NAMES, "stages": (), "all": ()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _main(folder: Path, measured: build.Build, asked: Asked) -> int:
-    chosen = asked.only or [name for name in parts.PARTS if not (asked.quick and name in _QUICK_LEAVES_OUT)]
+    chosen = asked.only or [name for name in parts.TITLES if not (asked.quick and name in _QUICK_LEAVES_OUT)]
     started = time.monotonic()
     with parts.prepared(_below(folder, "main"), asked.plan, measured, gateways=asked.gateways) as bench:
         figures = parts.carry_out(bench, chosen)
@@ -190,9 +190,8 @@ def _conditions(
     for name, version in (("LiteLLM", litellm.version), ("Portkey", portkey.version)):
         if name in took_part:
             about[name] = version()
-    return report.Conditions(
-        about, time.monotonic() - started, asked.others.load, machine.cores().pinned, asked.others.warnings()
-    )
+    warnings = asked.others.warnings() + (figures.neighbours.warnings() if figures else [])
+    return report.Conditions(about, time.monotonic() - started, asked.others.load, machine.cores().pinned, warnings)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import resource
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import ClassVar
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _VERSIONED = ("uvloop", "httptools", "msgspec")
@@ -144,6 +146,52 @@ def command_line(pid: int) -> str:
 
 def load_average() -> float:
     return os.getloadavg()[0]
+
+
+@dataclass
+class Neighbours:
+    """How often others use the real core behind one of ours, told by how long an empty loop takes there.
+
+    A real core often serves two virtual ones, and while both are busy each is slower by nearly half.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    """A loop's, at each look."""
+
+    _DISTURBED: ClassVar = 1.4
+    """Times as long as the fastest one; on a core that is shared it takes 1.7 to 1.9 times as long."""
+    _LOOPS: ClassVar = 20_000
+
+    def look(self, core: frozenset[int]) -> None:
+        """Spend a few milliseconds on this core; nothing where no core is given."""
+        if not core:
+            return
+        home = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, core)
+        try:
+            self.seconds.append(median(self._loop() for _ in range(9)))
+        finally:
+            os.sched_setaffinity(0, home)
+
+    def _loop(self) -> float:
+        began = time.perf_counter()
+        for _ in range(self._LOOPS):
+            pass
+        return time.perf_counter() - began
+
+    @property
+    def share(self) -> float:
+        """Of the looks, those at which somebody else was there too; 0 before any."""
+        limit = self._DISTURBED * min(self.seconds, default=0.0)
+        return sum(took > limit for took in self.seconds) / max(1, len(self.seconds))
+
+    def warnings(self) -> list[str]:
+        """Sentences to go with the figures."""
+        if self.share <= _QUIET_SHARE:
+            return []
+        return [
+            f"others used the real core of the worker's before {self.share:.0%} of the rounds, by the time of an empty loop"
+        ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from . import build, children, fake_upstream, machine, nginx, ostiary, rounds, w
 from .fake_upstream import Upstream
 from .litellm import litellm
 from .portkey import portkey
-from .rounds import Latency, Result
+from .rounds import Comparison, Latency, Result
 from .targets import Target, UnavailableError
 from .works import Work
 
@@ -42,7 +42,7 @@ class Plan:
     soak_seconds: float
 
 
-FULL = Plan(7, 2.0, 15, 2.0, 1000, 5.0, 10_000, 1_000_000, 150.0)
+FULL = Plan(15, 1.0, 15, 2.0, 1000, 5.0, 10_000, 1_000_000, 150.0)
 QUICK = Plan(2, 1.0, 3, 1.0, 200, 2.0, 2_000, 20_000, 10.0)
 SHORT = Plan(2, 1.5, 7, 2.0, 500, 3.0, 2_000, 20_000, 10.0)
 """For parts that are run again under other conditions."""
@@ -60,6 +60,7 @@ class Figures:
 
     compared: dict[str, dict[str, Result]] = field(default_factory=dict)
     """Part → target → medians."""
+    neighbours: machine.Neighbours = field(default_factory=machine.Neighbours)
     latency: dict[str, Latency] = field(default_factory=dict)
     gateways: dict[str, dict[str, Result]] = field(default_factory=dict)
     """Work → target → medians, of all relays in the same rounds."""
@@ -143,30 +144,34 @@ def prepared(
         yield bench
 
 
-def _compare(bench: Bench, part: str, work: Work, targets: list[Target]) -> None:
-    bench.figures.compared[part] = rounds.interleaved(
-        targets,
-        bench.plan.rounds,
-        lambda target: rounds.closed_round(target, work, bench.plan.seconds, bench.cores),
-        bench.note,
-    )
+def calls(bench: Bench) -> Comparison:
+    return _comparison(bench, "calls", works.CALLS, [bench.upstream.direct(), *bench.pair()])
 
 
-def calls(bench: Bench) -> None:
-    _compare(bench, "calls", works.CALLS, [bench.upstream.direct(), *bench.pair()])
+def calls_40k(bench: Bench) -> Comparison:
+    return _comparison(bench, "calls-40k", works.CALLS_40K, [bench.upstream.direct(), *bench.pair()])
 
 
-def calls_40k(bench: Bench) -> None:
-    _compare(bench, "calls-40k", works.CALLS_40K, [bench.upstream.direct(), *bench.pair()])
+def stream(bench: Bench) -> Comparison:
+    return _comparison(bench, "stream", works.STREAM, [bench.upstream.direct(), bench.nginx.large, *bench.pair()])
 
 
-def stream(bench: Bench) -> None:
-    _compare(bench, "stream", works.STREAM, [bench.upstream.direct(), bench.nginx.large, *bench.pair()])
+def tls(bench: Bench) -> Comparison:
+    return _comparison(bench, "tls", works.CALLS, bench.pair(tls=True), bench.upstream.over_tls)
 
 
-def tls(bench: Bench) -> None:
-    with bench.upstream.over_tls():
-        _compare(bench, "tls", works.CALLS, bench.pair(tls=True))
+def _comparison(
+    bench: Bench,
+    name: str,
+    work: Work,
+    targets: list[Target],
+    during: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Comparison:
+    def measure(target: Target) -> rounds.Sample:
+        bench.figures.neighbours.look(bench.cores.under_test)
+        return rounds.closed_round(target, work, bench.plan.seconds, bench.cores)
+
+    return Comparison(name, targets, measure, during)
 
 
 def latency(bench: Bench) -> None:
@@ -353,11 +358,15 @@ def _beside(bench: Bench, work: Work, others: list[Target]) -> dict[str, Result]
     )
 
 
-PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
+COMPARED: dict[str, tuple[str, Callable[[Bench], Comparison]]] = {
     "calls": (works.CALLS.title, calls),
     "calls-40k": (works.CALLS_40K.title, calls_40k),
     "stream": (works.STREAM.title, stream),
     "tls": ("the same calls, TLS to the upstream", tls),
+}
+"""What is measured for its ratio to nginx: together, so that the rounds of each are spread over the whole time."""
+
+PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "latency": (f"{RATE} calls/s", latency),
     "memory": ("live streams", memory),
     "workers": ("two workers beside one", two_workers),
@@ -368,14 +377,25 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
 }
 
 
+TITLES = {name: title for name, (title, _) in COMPARED.items()} | {name: title for name, (title, _) in PARTS.items()}
+
+
 def carry_out(bench: Bench, chosen: list[str]) -> Figures:
     """Measure these parts; one that cannot be measured leaves its reason."""
+    figures = bench.figures
+    together = [name for name in chosen if name in COMPARED]
+    if together:
+        bench.note("; ".join(f"{name}: {TITLES[name]}" for name in together))
+        found, failed = rounds.spread([COMPARED[name][1](bench) for name in together], bench.plan.rounds, bench.note)
+        figures.compared |= found
+        figures.skipped |= failed
     for name in chosen:
-        title, measure = PARTS[name]
-        bench.note(f"{name}: {title}")
+        if name in COMPARED:
+            continue
+        bench.note(f"{name}: {TITLES[name]}")
         try:
-            measure(bench)
+            PARTS[name][1](bench)
         except (children.StartError, rounds.RoundError) as exc:
             bench.note(f"  skipped: {exc}")
-            bench.figures.skipped[name] = str(exc)
-    return bench.figures
+            figures.skipped[name] = str(exc)
+    return figures

@@ -1,7 +1,10 @@
 """Rounds: the same work at each target in turn, again and again, and the medians.
 
 Rules
-- Targets alternate within a round, so that a noisy minute hits all of them.
+- Targets alternate within a round, so that a noisy minute hits all of them; and where several works are compared, each has one
+  round in every pass, so that their rounds are spread over all the time there is.
+- Of a target's rounds the lower quartile counts: whoever shares the real core with a virtual one, or its caches, only ever
+  makes the same instructions take longer. The medians stand beside it.
 - CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it. Of what stands around
   them it is taken when all that the round has left to do is done, before the next target has its turn.
 - Memory is at hand when a round begins (`machine.have_memory_at_hand`).
@@ -13,7 +16,7 @@ Rules
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
@@ -44,10 +47,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Result:
-    """The medians of a target's samples."""
+    """The medians of a target's samples, but for `quiet_us`."""
 
     per_second: float
     cpu_us: float
+    quiet_us: float
+    """Lower quartile of the rounds' CPU an answer: what it costs while others disturb little."""
     p50_ms: float
     p99_ms: float
     around_us: dict[str, float]
@@ -90,21 +95,57 @@ def settle(target: Target) -> None:
         raise RoundError(f"{target.name}: {exc}") from exc
 
 
-def interleaved(
-    targets: Sequence[Target],
-    count: int,
-    measure: Callable[[Target], Sample],
-    note: Callable[[str], None],
-) -> dict[str, Result]:
-    """`count` rounds over all targets, after one that does not count."""
-    samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
+@dataclass(frozen=True)
+class Comparison:
+    """One work at several targets. `during`: what has to be so in each of its rounds."""
+
+    name: str
+    targets: Sequence[Target]
+    measure: Callable[[Target], Sample]
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def spread(
+    comparisons: Sequence[Comparison], count: int, note: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Result]], dict[str, str]]:
+    """`count` passes of a round of each comparison, after a pass that does not count.
+
+    Gives the results by comparison and target, and by comparison why one could not be measured to its end.
+    """
+    samples = {one.name: {target.name: list[Sample]() for target in one.targets} for one in comparisons}
+    failed: dict[str, str] = {}
     for number in range(count + 1):
-        for target in targets:
-            sample = measure(target)
+        for one in comparisons:
+            if one.name in failed:
+                continue
+            try:
+                with one.during():
+                    taken = {target.name: one.measure(target) for target in one.targets}
+            except RoundError as exc:
+                failed[one.name] = str(exc)
+                note(f"  {one.name} is skipped: {exc}")
+                continue
             if number:
-                samples[target.name].append(sample)
-                note(f"  {target.name:<22} {sample.per_second:>9,.0f}/s {sample.cpu_us:>8.1f} µs CPU")
-    return {name: medians(taken) for name, taken in samples.items()}
+                for name, sample in taken.items():
+                    samples[one.name][name].append(sample)
+                told = ", ".join(f"{name} {sample.cpu_us:.1f} µs" for name, sample in taken.items())
+                note(f"  {number:>2}/{count} {one.name}: {told}")
+    results = {
+        name: {target: summed_up(taken) for target, taken in by_target.items()}
+        for name, by_target in samples.items()
+        if name not in failed
+    }
+    return results, failed
+
+
+def interleaved(
+    targets: Sequence[Target], count: int, measure: Callable[[Target], Sample], note: Callable[[str], None]
+) -> dict[str, Result]:
+    """`count` rounds over all targets, after one that does not count. Raises `RoundError`."""
+    results, failed = spread([Comparison("CPU", targets, measure)], count, note)
+    for why in failed.values():
+        raise RoundError(why)
+    return results["CPU"]
 
 
 def in_turns(
@@ -135,7 +176,7 @@ def in_turns(
 def latency(rounds: list[tuple[float, float, float]], baseline: list[tuple[float, float, float]]) -> Latency:
     """Of p50 and p99 in ms and CPU in µs, round by round, beside those of the baseline in the same rounds."""
     p99 = [one[1] for one in rounds]
-    low, _, high = quantiles(p99, n=4, method="inclusive") if len(p99) > 1 else (p99[0], p99[0], p99[0])
+    low, high = quartiles(p99)
     pairs = list(zip(rounds, baseline, strict=True))
     return Latency(
         p50_ms=median(one[0] for one in rounds),
@@ -201,14 +242,23 @@ def _sampled(target: Target, order: dict[str, Any], cores: machine.Cores) -> Sam
     )
 
 
-def medians(samples: list[Sample]) -> Result:
+def summed_up(samples: list[Sample]) -> Result:
     cpu = [sample.cpu_us for sample in samples]
     return Result(
         per_second=median(sample.per_second for sample in samples),
         cpu_us=median(cpu),
+        quiet_us=quartiles(cpu)[0],
         p50_ms=median(sample.p50_ms for sample in samples),
         p99_ms=median(sample.p99_ms for sample in samples),
         around_us={name: median(sample.around_us[name] for sample in samples) for name in samples[0].around_us},
         busy=median(sample.busy for sample in samples),
         cpu_us_of_rounds=tuple(cpu),
     )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper one; of a single value both are that."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
