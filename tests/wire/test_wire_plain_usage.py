@@ -1,10 +1,10 @@
-"""The short way through a single Anthropic report says what the long way says."""
+"""The short ways through usual reports say what the long ways say."""
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ostiary.wire.usage import MessagesUsage
+from ostiary.wire.usage import MessagesUsage, _any_chat_usage, _usual_chat_usage, chat_usage
 
 NUMBER = st.one_of(st.none(), st.integers(-3, 2**54), st.just(True), st.just(2.0), st.just("7"))
 FIELDS = st.fixed_dictionaries(
@@ -36,3 +36,54 @@ def test_both_ways_give_the_same_numbers(fields):
     merged = MessagesUsage()
     merged._merge(raw)  # the long way, which a second report would take
     assert single.usage() == merged._merged_usage()
+
+
+SMALL = st.one_of(st.none(), st.integers(0, 9))
+
+
+def details(*names, numbers):
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, numbers))
+
+
+def chat_reports(numbers, others):
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt_tokens": numbers,
+            "completion_tokens": numbers,
+            "total_tokens": numbers,
+            "prompt_cache_hit_tokens": numbers,
+            "prompt_tokens_details": others
+            | details("cached_tokens", "cache_write_tokens", "audio_tokens", numbers=numbers),
+            "completion_tokens_details": others
+            | details(
+                "reasoning_tokens",
+                "audio_tokens",
+                "accepted_prediction_tokens",
+                "rejected_prediction_tokens",
+                numbers=numbers,
+            ),
+            "something_new": others,
+        },
+    )
+
+
+@given(chat_reports(SMALL, st.none()) | chat_reports(NUMBER, st.none() | st.just([]) | st.just("x")))
+def test_both_ways_through_chat_give_the_same_numbers(fields):
+    raw = msgspec.json.encode(fields)
+    usual, long = _usual_chat_usage(raw, "flex"), _any_chat_usage(raw, "flex")
+
+    assert usual is None or usual == long
+    assert chat_usage(raw, "flex") == long
+
+
+def test_the_usual_report_takes_the_short_way():
+    raw = (
+        b'{"prompt_tokens":20,"completion_tokens":5,"total_tokens":25,"prompt_tokens_details":{"cached_tokens":8,'
+        b'"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":3,"text_tokens":2},"cost":0.1}'
+    )
+    usage = _usual_chat_usage(raw, "")
+
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens) == (12, 5, 8)
+    assert usage.metadata == {"prompt_audio": 0, "completion_reasoning": 3}

@@ -46,6 +46,9 @@ SYNC_INTERVAL = 0.05
 RECHECK_INTERVAL = 0.2
 """Seconds between two looks at the disk while space is short."""
 
+_SMALL = 16 * 1024
+"""Bytes that are sooner copied behind their header than written as a second piece."""
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -229,7 +232,7 @@ class Journal:
         if (self._size and self._size + size > self._segment_bytes) or self._segment_broken:
             self._rotate()
         try:
-            written = os.writev(self._fd, (frame_header(self.seq + 1, payload), payload))
+            written = self._put(frame_header(self.seq + 1, payload), payload)
         except OSError as exc:
             self._cut_back()
             if exc.errno in _NO_SPACE:
@@ -239,6 +242,11 @@ class Journal:
             self._cut_back()
             return False
         return True
+
+    def _put(self, header: bytes, payload: bytes) -> int:
+        if len(payload) <= _SMALL:
+            return os.write(self._fd, header + payload)
+        return os.writev(self._fd, (header, payload))
 
     def _appended(self, size: int) -> int:
         self.seq += 1

@@ -234,12 +234,9 @@ def _read_fields(head: Head, single: frozenset[bytes]) -> None:
     for line in head.lines:
         name, value = _known.get(line) or _take_apart(line)
         names.append(name)
-        if name not in fields:
-            fields[name] = value
-        elif name in single:
-            raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
-        else:
-            fields[name] = fields[name] + b", " + value
+        fields[name] = value
+    if len(fields) != len(names):
+        _join_repeated(head, single)
     length = fields.get(b"content-length")
     if length is not None:
         head.content_length = size = _number(length)
@@ -254,6 +251,19 @@ def _read_fields(head: Head, single: frozenset[bytes]) -> None:
     connection = fields.get(b"connection")
     if connection is not None and connection != b"keep-alive":
         head.keep_alive = head.keep_alive and b"close" not in head.connection_options()
+
+
+def _join_repeated(head: Head, single: frozenset[bytes]) -> None:
+    fields = head.fields
+    fields.clear()
+    for line, name in zip(head.lines, head.names, strict=True):
+        _, value = _take_apart(line)
+        if name not in fields:
+            fields[name] = value
+        elif name in single:
+            raise HeadError(400, f"repeated {name.decode('ascii', 'replace')} field")
+        else:
+            fields[name] = fields[name] + b", " + value
 
 
 def _number(text: bytes) -> int:

@@ -17,7 +17,7 @@ from ostiary.core.records import MAX_TOKENS
 
 from .facts import Usage
 from .lenient import JsonText, object_members, text_of
-from .usage_shapes import Plain
+from .usage_shapes import Chat, Plain
 
 _Object = dict[str, Any]  # JSON of any shape
 
@@ -70,6 +70,54 @@ class _Numbers:
 
 def chat_usage(raw: JsonText, service_tier: str = "") -> Usage | None:
     """Of a chat completion or its usage chunk. None when `raw` is not an object."""
+    return _usual_chat_usage(raw, service_tier) or _any_chat_usage(raw, service_tier)
+
+
+_chat: Final = msgspec.json.Decoder(Chat)
+
+
+def _usual_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
+    """The numbers of a report that holds nothing but sound ones; None where it takes the long way to say them."""
+    try:
+        report = _chat.decode(raw)
+    except ValueError:
+        return None
+    total, output = report.prompt_tokens, report.completion_tokens
+    if total is None or output is None:
+        return None
+    cached = None
+    cache_write = 0
+    sound = 0 <= output <= MAX_TOKENS and total <= MAX_TOKENS
+    metadata: dict[str, int | str] = {}
+    if (prompt := report.prompt_tokens_details) is not None:
+        cached = prompt.cached_tokens
+        cache_write = prompt.cache_write_tokens or 0
+        if (audio := prompt.audio_tokens) is not None:
+            metadata["prompt_audio"] = audio
+            sound = sound and 0 <= audio <= MAX_TOKENS
+    if (completion := report.completion_tokens_details) is not None:
+        for name, number in (
+            ("completion_reasoning", completion.reasoning_tokens),
+            ("completion_audio", completion.audio_tokens),
+            ("completion_accepted_prediction", completion.accepted_prediction_tokens),
+            ("completion_rejected_prediction", completion.rejected_prediction_tokens),
+        ):
+            if number is not None:
+                metadata[name] = number
+                sound = sound and 0 <= number <= MAX_TOKENS
+    if (whole := report.total_tokens) is not None and whole != total + output:
+        metadata["total_tokens"] = whole
+        sound = sound and 0 <= whole <= MAX_TOKENS
+    cache_read = (report.prompt_cache_hit_tokens if cached is None else cached) or 0
+    fresh = total - cache_read - cache_write
+    if not sound or fresh < 0 or cache_read < 0 or cache_write < 0:
+        return None
+    if service_tier:
+        metadata["service_tier"] = service_tier
+    return Usage(fresh, output, cache_read, cache_write, metadata, text_of(raw))
+
+
+def _any_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
     source = _object(raw)
     if source is None:
         return None
