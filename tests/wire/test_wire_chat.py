@@ -324,6 +324,29 @@ def test_reasoning_that_servers_show_is_a_thought() -> None:
     assert both.thoughts == (Thought("hm"),)
 
 
+@pytest.mark.parametrize("spaced", [False, True])
+def test_what_mistral_thinks_in_parts_of_the_content_is_a_thought(spaced: bool) -> None:
+    def thinks(*texts: str) -> Json:
+        return {"type": "thinking", "thinking": [{"type": "text", "text": text} for text in texts], "closed": True}
+
+    events = [
+        says({"role": "assistant", "content": ""}),
+        *[says({"content": [thinks("hm ", "so ")]}) for _ in range(40)],
+        says({"content": [thinks("ok"), {"type": "text", "text": "It is"}]}),
+        *LONG,
+        says({}, finish="stop"),
+        DONE,
+    ]
+    stream = sse(events, spaced=spaced)
+    for cuts in ((), range(3000, len(stream), 3000)):
+        facts = observe("chat_completions", stream, cuts=cuts, compact_at=range(len(cuts)))
+        assert facts.thoughts == (Thought("hm so " * 40 + "ok"),)
+    whole = chunk({"index": 0, "message": {"content": [thinks("hm"), {"type": "text", "text": "It is"}]}})
+    facts = read_body(json.dumps(whole).encode(), "full")
+    assert (facts.thoughts, facts.output_text) == ((Thought("hm"),), "It is")
+    assert read_body(json.dumps(whole).encode(), "none").thoughts == ()
+
+
 # --- what is cut
 
 
@@ -355,6 +378,9 @@ def test_an_error_within_the_stream_is_read() -> None:
     assert facts.error == ProviderError("server_error", "Overloaded", "502")
     plain = observe("chat_completions", sse([*LONG, {"error": "gone"}]))
     assert plain.error == ProviderError("", "gone")
+    told = {"object": "error", "message": "too long", "type": "BadRequestError", "param": None, "code": 400}
+    itself = observe("chat_completions", sse([*LONG, told, DONE]))
+    assert itself.error == ProviderError("BadRequestError", "too long", "400")
     assert not plain.complete
 
 

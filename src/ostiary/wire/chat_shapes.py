@@ -41,6 +41,7 @@ class Tool(Struct, gc=False):
 
 class Message(Struct, gc=False):
     content: PartList = None
+    """Parts with Mistral, as soon as a model thinks."""
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[Tool] | None = None
@@ -77,3 +78,8 @@ class Chunk(Struct, gc=False):
     x_groq: Groq | None = None
     """Where Groq puts the usage of a stream whose client did not ask for it."""
     error: Error | str | None = None
+    object: str | None = None
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+    """With older vLLM an error is such an object itself: `{"object": "error", "message": …}`."""

@@ -4,7 +4,7 @@ https://platform.openai.com/docs/api-reference/chat and .../chat-streaming.
 Rules
 - A stream is chunks of `choices[].delta`, at the end a chunk with `usage` and no choices if asked for, and `[DONE]`. Some
   servers put usage on every chunk (the last one counts), into the choice that ends, or into an object of their own, add
-  `reasoning_content`, or end with an `error` object.
+  `reasoning_content`, think in parts of `content` before they answer, or end with an error that has no choices.
 - Text deltas carry no fact. Chunks with tool calls or reasoning are found by their member names and read as one run from the
   first to the last; finish reason, usage and error stand in the last chunks.
 - A tool call is told by its index. Servers that send none, or always 0, are told by a new id that comes with a name.
@@ -21,7 +21,7 @@ from .events import DONE, EventDecoder, event_end, event_start, first_position, 
 from .facts import Content, ProviderError, RequestFacts, ResponseFacts, Thought, ToolCall, Usage, provider_error
 from .include_usage import UsageChunkFilter, splice_include_usage
 from .lenient import NO_RAW, LenientDecoder, is_json
-from .request import backwards, decode_object, last_text, last_turn, texts
+from .request import backwards, decode_object, last_text, last_turn, raw_texts, texts
 from .usage import chat_usage
 
 __all__ = ["StreamReader", "UsageChunkFilter", "read_body", "read_request", "splice_include_usage"]
@@ -36,6 +36,9 @@ _TAIL_EVENTS: Final = 6
 
 # In JSON text these can only be member names: a quote within a string is escaped.
 _SPANNING_TOKENS: Final = (b'"tool_calls"', b'"reasoning', b'"function_call"')
+_THINKING: Final = b'"thinking"'
+_THINKS_WITHIN: Final = 4096
+"""Who thinks in parts of `content` does so at the beginning: so many bytes are looked at for a sign of it."""
 _FINISH_TOKENS: Final = (b'"finish_reason":"', b'"finish_reason": "')
 _USAGE_TOKENS: Final = (b'"usage":{', b'"usage": {')
 
@@ -92,7 +95,7 @@ def read_body(body: bytes, content: Content = "prompts") -> ResponseFacts:
         return ResponseFacts(unparsed=True, problem="the answer is not a JSON object")
     seen = _Seen(content)
     seen.chunk(completion)
-    return seen.facts(complete=completion.error is None)
+    return seen.facts(complete=seen.error is None)
 
 
 class _OpenCall:
@@ -156,7 +159,7 @@ class _Seen:
         self._model = ""
         self._service_tier = ""
         self.usage = NO_RAW
-        self._error: ProviderError | None = None
+        self.error: ProviderError | None = None
         self.problem = ""
 
     def chunk(self, chunk: Chunk) -> None:
@@ -172,7 +175,9 @@ class _Seen:
             # A copy of its own: a view would keep the whole block alive.
             self.usage = usage.copy()
         if chunk.error is not None:
-            self._error = _provider_error(chunk.error)
+            self.error = _provider_error(chunk.error)
+        elif chunk.message and chunk.object == "error":
+            self.error = provider_error(chunk.type, chunk.message, chunk.code)
         for choice in chunk.choices or ():
             seen = self._choices.get(choice.index or 0)
             if seen is None:
@@ -192,6 +197,10 @@ class _Seen:
             self._tool(seen, tool)
         if reasoning := message.reasoning_content or message.reasoning:
             self._keep(seen.reasoning, reasoning)
+        elif isinstance(message.content, list):
+            for part in message.content:
+                for thought in raw_texts(part.thinking, "text"):
+                    self._keep(seen.reasoning, thought)
         if message.function_call is not None:
             self._tool(seen, Tool(index=0, function=message.function_call))
         if self._content == "full" and (text := "".join(texts(message.content, "text"))):
@@ -248,7 +257,7 @@ class _Seen:
             tool_calls=tuple(calls),
             thoughts=tuple(thoughts),
             finish_reason=finish_reason,
-            error=self._error,
+            error=self.error,
             output_text="\n".join(written),
             unparsed=bool(problem),
             problem=problem,
@@ -274,9 +283,15 @@ class StreamReader:
         self._content = content
         self._seen = _Seen(content)
         self._complete = False
+        self._spanning: tuple[bytes, ...] = _SPANNING_TOKENS
+        self._begun = False
 
     def read(self, block: bytes) -> None:
         """Take whole events, with LF line ends."""
+        if not self._begun:
+            self._begun = True
+            if block.find(_THINKING, 0, _THINKS_WITHIN) >= 0:
+                self._spanning += (_THINKING,)
         tail = last_events(block, _TAIL_EVENTS)
         done = _done_at(block, tail)
         if done >= 0:
@@ -299,7 +314,7 @@ class StreamReader:
             single += [at for token in _USAGE_TOKENS if (at := block.rfind(token, 0, tail)) >= 0]
         runs = [(event_start(block, at), event_end(block, at)) for at in single]
         if self._content != "none":
-            for token in _SPANNING_TOKENS:
+            for token in self._spanning:
                 last = block.rfind(token, 0, tail)
                 if last >= 0:
                     runs.append((event_start(block, first_position(block, token, last)), event_end(block, last)))

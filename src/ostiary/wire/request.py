@@ -86,10 +86,15 @@ def texts(content: PartList, *kinds: str) -> list[str]:
 
 def joined_text(raw: Raw, *kinds: str) -> str:
     """The text of a tool result: a JSON string, or parts whose texts are joined by newlines."""
+    return "\n".join(raw_texts(raw, *kinds))
+
+
+def raw_texts(raw: Raw, *kinds: str) -> list[str]:
+    """`texts` of what has not been decoded; of a member that is absent none."""
     if not raw:
-        return ""
+        return []
     try:
         held = _contents.decode(b'{"content":' + bytes(raw) + b"}")
     except NestingError:
-        return ""
-    return "\n".join(texts(held.content, *kinds)) if held is not None else ""
+        return []
+    return [] if held is None else texts(held.content, *kinds)

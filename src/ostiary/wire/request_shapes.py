@@ -17,6 +17,8 @@ class Part(Struct):
     text: str | None = None
     tool_use_id: str | None = None
     content: Raw = NO_RAW
+    thinking: Raw = NO_RAW
+    """What a model thought before it said the rest: parts with Mistral, a text with Anthropic."""
 
 
 PartList = str | list[Part] | None
