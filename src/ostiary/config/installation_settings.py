@@ -169,8 +169,8 @@ class InstallationSettings(BaseModel):
         float,
         Setting(
             _PROCESS,
-            values.duration("0s", "1d"),
-            "How long a process may give no sign of life before it is killed and started again. `0s`: for ever, e.g. "
+            values.duration_or_zero("1s", "1d"),
+            "How long a process may give no sign of life before it is killed and started again. `0`: for ever, e.g. "
             "to stop one in a debugger.",
         ),
     ] = 60.0

@@ -10,6 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from ostiary.core.ids import new_id
 from ostiary.http1.errors import Failure, UpstreamError
 from ostiary.http1.fields import FRONT_DOOR_DROPPED, HOP_BY_HOP, kept_request_lines, kept_response_lines
@@ -27,16 +29,17 @@ if TYPE_CHECKING:
 
 _RPC_PREFIX: Final = b"/ostiary.v1."
 _WATCH: Final = b"/Watch"
-_NO_CERTIFICATE_BODY: Final = (
-    b'{"code":"failed_precondition","message":"a client certificate is needed here: start the gateway with '
-    b'--control-cert-file and --control-key-file"}'
+NO_CERTIFICATE: Final = Refusal(
+    400,
+    "no_client_certificate",
+    "a client certificate is needed here: start the gateway with --control-cert-file and --control-key-file",
 )
-NO_CERTIFICATE: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(_NO_CERTIFICATE_BODY),
-    _NO_CERTIFICATE_BODY,
-)
-"""Head and body, in the words of the RPC protocol (Connect)."""
 _RECHUNKED: Final = HOP_BY_HOP | {b"content-length", b"transfer-encoding"}
+
+
+def rpc_error(refusal: Refusal) -> bytes:
+    """A body in the words of the RPC protocol (Connect)."""
+    return msgspec.json.encode({"code": "failed_precondition", "message": refusal.message})
 
 
 def is_rpc(path: bytes) -> bool:

@@ -37,7 +37,7 @@ from .decide import Admission, locate
 from .dump import Dumps
 from .exchange import Exchange
 from .failures import INTERNAL, Failures
-from .front_door import NO_CERTIFICATE, FrontDoorExchange, is_rpc
+from .front_door import NO_CERTIFICATE, FrontDoorExchange, is_rpc, rpc_error
 from .heads import ActorHeaders
 from .health import Health
 from .journal import Journal, JournalError
@@ -63,7 +63,6 @@ _LOCATED_LONGEST: Final = 256
 """Bytes of a path that is remembered."""
 _FIRST_REQUEST_SECONDS: Final = 0.5
 _DRAIN_STEP: Final = 0.01
-_NO_CERTIFICATE: Final = Refusal(400, "no_client_certificate", "A client certificate is needed here.")
 _NOTHING_HERE: Final = Refusal(
     404,
     "unknown_path",
@@ -171,8 +170,7 @@ class Worker:
             status = b"200 OK" if ready else b"503 Service Unavailable"
             connection.answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
         elif self._control is not None and self._lacks_certificate(connection, path):
-            answer_head, body = NO_CERTIFICATE
-            connection.answer(answer_head + self._refused(_NO_CERTIFICATE, path), body)
+            self._refuse(connection, path, NO_CERTIFICATE, rpc_error(NO_CERTIFICATE))
         elif self._control is not None:
             relay = FrontDoorExchange(self, connection, head)
             self._live.add(relay)
@@ -213,7 +211,9 @@ class Worker:
             self.connections.most = max(1, every - kept - self.pool.open_count)
 
     def _answer(self, connection: ClientConnection, path: bytes, refusal: Refusal) -> None:
-        body = error_body(shape_of(path, None), refusal)
+        self._refuse(connection, path, refusal, error_body(shape_of(path, None), refusal))
+
+    def _refuse(self, connection: ClientConnection, path: bytes, refusal: Refusal, body: bytes) -> None:
         connection.answer(refusal_head(refusal, len(body), self._refused(refusal, path)), body)
 
     def _refused(self, refusal: Refusal, path: bytes) -> bytes:
