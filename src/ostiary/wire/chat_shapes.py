@@ -78,8 +78,7 @@ class Chunk(Struct, gc=False):
     x_groq: Groq | None = None
     """Where Groq puts the usage of a stream whose client did not ask for it."""
     error: Error | str | None = None
-    object: str | None = None
     message: str | None = None
     type: str | None = None
     code: str | int | None = None
-    """With older vLLM an error is such an object itself: `{"object": "error", "message": …}`."""
+    """With older vLLM an error is such an object itself: it has a message and a type, and no choices."""

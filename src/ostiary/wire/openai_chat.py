@@ -176,7 +176,7 @@ class _Seen:
             self.usage = usage.copy()
         if chunk.error is not None:
             self.error = _provider_error(chunk.error)
-        elif chunk.message and chunk.object == "error":
+        elif chunk.message and chunk.type and chunk.choices is None:
             self.error = provider_error(chunk.type, chunk.message, chunk.code)
         for choice in chunk.choices or ():
             seen = self._choices.get(choice.index or 0)
