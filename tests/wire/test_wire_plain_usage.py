@@ -1,9 +1,11 @@
 """The short ways through usual reports say what the long ways say."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ostiary.wire.lenient import NestingError
 from ostiary.wire.usage import MessagesUsage, _any_chat_usage, _usual_chat_usage, chat_usage
 
 NUMBER = st.one_of(st.none(), st.integers(-3, 2**54), st.just(True), st.just(2.0), st.just("7"))
@@ -87,3 +89,11 @@ def test_the_usual_report_takes_the_short_way():
     assert usage is not None
     assert (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens) == (12, 5, 8)
     assert usage.metadata == {"prompt_audio": 0, "completion_reasoning": 3}
+
+
+def test_both_ways_say_the_same_of_what_is_nested_beyond_reading():
+    raw = b'{"prompt_tokens":3,"completion_tokens":2,"new":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+    for read in (chat_usage, _any_chat_usage):
+        with pytest.raises(NestingError):
+            read(raw, "")

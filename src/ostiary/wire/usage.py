@@ -80,7 +80,7 @@ def _usual_chat_usage(raw: JsonText, service_tier: str) -> Usage | None:
     """The numbers of a report that holds nothing but sound ones; None where it takes the long way to say them."""
     try:
         report = _chat.decode(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     total, output = report.prompt_tokens, report.completion_tokens
     if total is None or output is None:
