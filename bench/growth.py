@@ -76,7 +76,7 @@ def bodies(growth: Growth) -> None:
     bench = growth.bench
     sizes = growth.some(_BODIES)
     found = [_compared(bench, works.call_of(size), [bench.upstream.direct(), *bench.pair()]) for size in sizes]
-    more = further([compared[OURS].cpu_us for compared in found], [size / 1000 for size in sizes])
+    more = further([compared[OURS].quiet_us for compared in found], [size / 1000 for size in sizes])
     lines = [
         [works.kilobytes(size), *_side_by_side(compared), each]
         for size, compared, each in zip(sizes, found, more, strict=True)
@@ -90,7 +90,7 @@ def streams(growth: Growth) -> None:
     bench = growth.bench
     lengths = growth.some(_EVENTS)
     found = [_compared(bench, works.stream_of(events), [bench.upstream.direct(), *bench.pair()]) for events in lengths]
-    more = further([compared[OURS].cpu_us for compared in found], list(map(float, lengths)))
+    more = further([compared[OURS].quiet_us for compared in found], list(map(float, lengths)))
     lines = [
         [f"{events:,}", *_side_by_side(compared), each]
         for events, compared, each in zip(lengths, found, more, strict=True)
@@ -123,7 +123,7 @@ def providers(growth: Growth) -> None:
             vary = (_MARK, [ostiary.provider_name(number) for number in range(count)])
             result = _spread(bench, target, vary)
             memory = machine.memory_bytes(worker) / 1e6
-        lines.append([str(count), number(result.cpu_us), number(result.per_second), f"{memory:.0f}", f"{ready:.1f}"])
+        lines.append([str(count), number(result.quiet_us), number(result.per_second), f"{memory:.0f}", f"{ready:.1f}"])
     head = ["providers", "CPU µs a call", "answers/s", "worker's memory, MB", "seconds from start to ready"]
     growth.tables.append(Table("By number of providers, calls spread over all of them", head, lines))
 
@@ -148,7 +148,7 @@ def tokens(growth: Growth) -> None:
             lines.append(
                 [
                     f"{count:,}",
-                    number(result.cpu_us),
+                    number(result.quiet_us),
                     number(result.per_second),
                     f"{machine.memory_bytes(worker) / 1e6:.0f}",
                     f"{first['p50'] * 1e3:.1f} / {first['p99'] * 1e3:.1f}",
@@ -231,9 +231,9 @@ _SIDE_BY_SIDE = ("Ostiary µs", "nginx µs", "÷", "answers/s", "direct, answers
 def _side_by_side(compared: dict[str, Result]) -> list[str]:
     ours, theirs = compared[OURS], compared[NGINX]
     return [
-        number(ours.cpu_us),
-        number(theirs.cpu_us),
-        f"{ours.cpu_us / theirs.cpu_us:.2f}",
+        number(ours.quiet_us),
+        number(theirs.quiet_us),
+        f"{ours.quiet_us / theirs.quiet_us:.2f}",
         number(ours.per_second),
         number(compared[DIRECT].per_second),
         number(sum(ours.around_us.values())),
@@ -298,7 +298,7 @@ def _ratio(figures: dict[str, Any], part: str, ours: str, theirs: str) -> str:
     compared = figures["compared"].get(part, {})
     if ours not in compared or theirs not in compared:
         return "–"
-    return f"{compared[ours]['cpu_us'] / compared[theirs]['cpu_us']:.2f}"
+    return f"{compared[ours]['quiet_us'] / compared[theirs]['quiet_us']:.2f}"
 
 
 def _rate(figures: dict[str, Any], part: str, name: str) -> str:

@@ -44,7 +44,7 @@ class Plan:
 
 FULL = Plan(15, 1.0, 15, 2.0, 1000, 5.0, 10_000, 1_000_000, 150.0)
 QUICK = Plan(2, 1.0, 3, 1.0, 200, 2.0, 2_000, 20_000, 10.0)
-SHORT = Plan(2, 1.5, 7, 2.0, 500, 3.0, 2_000, 20_000, 10.0)
+SHORT = Plan(4, 1.0, 7, 2.0, 500, 3.0, 2_000, 20_000, 10.0)
 """For parts that are run again under other conditions."""
 
 GATEWAYS: dict[str, Callable[[Path, Upstream, machine.Cores], AbstractContextManager[Target]]] = {
