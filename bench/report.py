@@ -206,8 +206,8 @@ def _medians(figures: Figures) -> Table:
                 [
                     TITLES[part],
                     name,
-                    f"{result.quiet_us:.1f}",
                     f"{result.cpu_us:.1f}",
+                    f"{result.quiet_us:.1f}",
                     f"{result.per_second:,.0f}",
                     f"{result.p50_ms:.2f} / {result.p99_ms:.2f}",
                     f"{result.spread:.0%}",
@@ -217,14 +217,14 @@ def _medians(figures: Figures) -> Table:
     head = [
         "work",
         "target",
-        "CPU µs, lower quartile",
-        "median",
+        "CPU µs",
+        "lower quartile",
         "answers/s",
         "p50 / p99 ms",
         "spread of CPU",
         "around it, CPU µs",
     ]
-    return Table("Rounds summed up: CPU an answer by its lower quartile, all else by medians", head, found)
+    return Table("Medians of the rounds", head, found)
 
 
 def _absent(figures: Figures) -> list[str]:

@@ -3,8 +3,8 @@
 Rules
 - Targets alternate within a round, so that a noisy minute hits all of them; and where several works are compared, each has one
   round in every pass, so that their rounds are spread over all the time there is.
-- Of a target's rounds the lower quartile counts: whoever shares the real core with a virtual one, or its caches, only ever
-  makes the same instructions take longer. The medians stand beside it.
+- Of a target's rounds the median counts. The lower quartile stands beside it, for whoever shares the real core with a virtual
+  one, or its caches, only ever makes the same instructions take longer.
 - CPU is the kernel's accounting of the workers over the round, divided by the answers that came in it. Of what stands around
   them it is taken when all that the round has left to do is done, before the next target has its turn.
 - Memory is at hand when a round begins (`machine.have_memory_at_hand`).

@@ -134,7 +134,7 @@ def test_main_run_shows_what_was_measured_and_what_was_not() -> None:
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
 
     call = " ".join(lines["CPU per call, 2 KB → 1.5 KB, ÷ nginx"])
-    assert call.endswith("1.5 ok, aim met 27.0 ÷ 18.0 µs; of medians 1.50 (30.0 ÷ 20.0)")
+    assert call.endswith("1.5 ok, aim met 30.0 ÷ 20.0 µs; of lower quartiles 1.50 (27.0 ÷ 18.0)")
     assert lines["Portkey"] == ["Portkey", "2,000", "300", "–", "–", "–", "–", "–"]
     assert lines["direct"] == ["direct", "0.10", "1.00", "0.90", "to", "1.40"]
     assert "not measured: litellm: not asked for" in text

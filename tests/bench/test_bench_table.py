@@ -11,7 +11,7 @@ from bench.works import CALLS
 
 
 def result(cpu_us: float, per_second: float = 1000.0) -> Result:
-    return Result(per_second, cpu_us * 1.5, cpu_us, 1.0, 2.0, {}, 1.0, (cpu_us,))
+    return Result(per_second, cpu_us, 1.0, 1.0, 2.0, {}, 1.0, (cpu_us,))
 
 
 def added(p50: float, p99: float) -> Latency:
